@@ -1,0 +1,63 @@
+# make train: the main job on the built-in dataset.   make test: the fast tests.
+# Both first make .venv with the versions of requirements.lock; the second start finds it made.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
+WORKDIR ?= runs/quickstart
+
+.PHONY: train test test-all lint types format lock clean
+.DELETE_ON_ERROR:
+
+train: .venv/base.installed
+	$(BIN)/python main.py --mode=train_and_eval --config=configs/quickstart.py --workdir=$(WORKDIR)
+	@echo
+	@echo "Next, three commands to try:"
+	@echo "  $(BIN)/python main.py --mode=eval --workdir=$(WORKDIR) --once --noema"
+	@echo "      the same checkpoint without the averages of the parameters"
+	@echo "  $(BIN)/python main.py --mode=train_and_eval --config=configs/quickstart.py --config.seed=1 --workdir=runs/seed1"
+	@echo "      another seed: how much of the precision is chance"
+	@echo "  $(BIN)/python main.py --config=configs/default.py --workdir=runs/tutorial"
+	@echo "      the tutorial's run on the real CIFAR-10, downloaded at the first start"
+
+test: .venv/dev.installed
+	$(BIN)/python -m pytest
+
+test-all: .venv/dev.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/dev.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev.installed
+	$(BIN)/mypy
+
+format: .venv/dev.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: .venv/dev.installed
+	$(BIN)/python -m pip install --quiet uv
+	( head -2 requirements.lock; $(BIN)/uv pip compile pyproject.toml --all-extras --universal \
+	  --python-version=3.11 --no-header --no-annotate --upgrade --quiet ) > requirements.lock.part
+	mv requirements.lock.part requirements.lock
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+
+.venv/base.installed: pyproject.toml requirements.lock | .venv/bin/python
+	@echo "Installing cifar_jax and what it needs into .venv (about a minute)"
+	@$(INSTALL) --editable .
+	@touch $@
+
+.venv/dev.installed: pyproject.toml requirements.lock | .venv/bin/python
+	@echo "Installing cifar_jax and what its tests need into .venv (about a minute)"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@ .venv/base.installed
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,290 @@
+"""Read, validate, store and load a config. Its fields and defaults stand in `configs/default.py`."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import runpy
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from cifar_jax import models, optim, parallel
+from cifar_jax.data import sources
+from cifar_jax.errors import UsageError, UserError, unknown
+
+FILE = "config.json"
+DTYPES = ("float32", "bfloat16", "float16")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+# A workdir belongs to one model on one dataset, drawn and optimised in one way. Everything else may
+# change when a run is resumed: its length, the rate, the batch size, how often it is saved.
+_IDENTITY = ("seed", "model", "data", "augment.crop_size", "optim.name")
+_MACHINE = ("data.dir",)  # where the same images lie on this machine
+
+
+def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str, Any]]:
+    """Parses all flags; returns the valid config of --config and what --config.a.b=c set in it.
+
+    Raises UsageError for anything that absl or ml_collections cannot make sense of.
+    """
+    if not any(arg.lstrip("-").partition("=")[0] == "config" for arg in argv[1:]):
+        argv = [argv[0], f"--config={default_file}", *argv[1:]]
+    try:
+        config_flags.DEFINE_config_file("config", help_string="Recipe.", sys_argv=argv)
+        rest = flags.FLAGS(argv)[1:]
+        config = flags.FLAGS.config
+    except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
+        raise _parse_error(error) from error
+    except (ImportError, SyntaxError) as error:
+        raise UsageError(f"--config cannot be read: {error}") from error
+    if rest:
+        raise UsageError(f"Unexpected argument '{rest[0]}'; flags start with --.")
+    check_fields(config, read_default(default_file))
+    validate(config)
+    return config, config_flags.get_override_values(flags.FLAGS["config"])
+
+
+def read_default(default_file: str) -> ConfigDict:
+    return runpy.run_path(default_file)["get_config"]()
+
+
+def _parse_error(error: Exception) -> UsageError:
+    text = " ".join(str(error).replace("\\n", " ").split())
+    field = re.search(r"'(\w+)", text)
+    if isinstance(error, AttributeError | KeyError) and field:
+        near = re.search(r'Did you mean "(\w+)"', text)
+        hint = f" Did you mean '{near[1]}'?" if near else ""
+        return UsageError(
+            f"Unknown config field '{field[1]}'.{hint} configs/default.py names them all."
+        )
+    return UsageError(text.removeprefix("Configuration is not available because of an earlier "))
+
+
+def check_fields(config: ConfigDict, default: ConfigDict) -> None:
+    """Raises UsageError unless `config` has exactly the fields of `default`, with their types."""
+    expected, found = dict(_leaves(default)), dict(_leaves(config))
+    for path in found.keys() - expected.keys():
+        raise unknown("config field", path, expected)
+    for path in expected.keys() - found.keys():
+        raise UsageError(f"Config field '{path}' is missing. Start from configs/default.py.")
+    for path, value in found.items():
+        wanted = type(expected[path])
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise UsageError(
+                f"config.{path} = {value!r} is of type {type(value).__name__}, "
+                f"expected {wanted.__name__}."
+            )
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UsageError for a value, name or combination that cannot work."""
+    for path, choices in (
+        ("dtype", DTYPES),
+        ("model.name", models.NAMES),
+        ("data.source", sources.NAMES),
+        ("optim.name", optim.NAMES),
+        ("optim.schedule", optim.SCHEDULES),
+    ):
+        if (name := _get(config, path)) not in choices:
+            raise unknown(f"config.{path}", name, choices)
+    _validate_numbers(config)
+    _validate_combinations(config)
+
+
+def _validate_numbers(config: ConfigDict) -> None:
+    positive = (
+        "batch_size",
+        "num_epochs",
+        "log_every_steps",
+        "data.synthetic_train",
+        "data.synthetic_test",
+        "augment.crop_size",
+        "optim.learning_rate",
+        "optim.decay_epochs",
+        "optim.decay_factor",
+        "optim.loss_scale",
+        "checkpoint.keep",
+        "eval.batch_size",
+        "eval.poll_seconds",
+    )
+    not_negative = (
+        "seed",
+        "num_steps",
+        "num_devices",
+        "data.synthetic_seed",
+        "augment.brightness_delta",
+        "augment.contrast_lower",
+        "augment.contrast_upper",
+        "optim.momentum",
+        "optim.final_factor",
+        "optim.warmup_epochs",
+        "optim.weight_decay",
+        "optim.average_decay",
+        "checkpoint.every_steps",
+        "checkpoint.every_minutes",
+        "checkpoint.keep_every_steps",
+    )
+    for path in (*positive, *not_negative):
+        value = _get(config, path)
+        if not math.isfinite(value) or value < 0 or (path in positive and value == 0):
+            expected = "more than 0" if path in positive else "0 or more"
+            raise UsageError(f"config.{path} = {value}, expected {expected}.")
+    for path in ("optim.momentum", "optim.average_decay"):
+        if (value := _get(config, path)) >= 1:
+            raise UsageError(f"config.{path} = {value}, expected less than 1.")
+    if config.seed >= 2**32:
+        raise UsageError(f"config.seed = {config.seed}, expected less than 2**32.")
+
+
+def _validate_combinations(config: ConfigDict) -> None:
+    devices = parallel.num_devices(config.num_devices)
+    for path in ("batch_size", "eval.batch_size"):
+        if _get(config, path) % devices:
+            raise UsageError(
+                f"config.{path} = {_get(config, path)} is not divisible by {devices} devices. "
+                f"Set a multiple of {devices}, or config.num_devices."
+            )
+    size = sources.image_size(config.data.source)
+    if size and config.augment.crop_size > size:
+        raise UsageError(
+            f"config.augment.crop_size = {config.augment.crop_size} is larger than the images "
+            f"of '{config.data.source}', {size}x{size}."
+        )
+    if config.augment.contrast_lower > config.augment.contrast_upper:
+        raise UsageError(
+            f"config.augment.contrast_lower = {config.augment.contrast_lower} is above "
+            f"contrast_upper = {config.augment.contrast_upper}."
+        )
+    if config.optim.nesterov and not config.optim.momentum:
+        raise UsageError("config.optim.nesterov is set without config.optim.momentum.")
+    if not isinstance(config.optim.decay_layers, tuple):
+        raise UsageError("config.optim.decay_layers is expected to be a tuple of layer names.")
+
+
+def num_steps(config: ConfigDict, num_train: int) -> int:
+    """The run's length in steps of the global batch, from num_steps or else num_epochs."""
+    return config.num_steps or max(1, int(config.num_epochs * num_train / config.batch_size))
+
+
+# -- the workdir's copy --------------------------------------------------------------------------
+
+
+def store(config: ConfigDict, workdir: Path) -> None:
+    """Writes the resolved config with versions and git commit, atomically.
+
+    Raises UserError where `workdir` cannot be made or written.
+    """
+    record = {
+        "config": config.to_dict(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        },
+        "git_commit": _git_commit(),
+    }
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        part = workdir / f"{FILE}.part"
+        part.write_text(json.dumps(record, indent=2) + "\n")
+        os.replace(part, workdir / FILE)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to the workdir {workdir}: {error.strerror}. "
+            "Choose another with --workdir=DIR."
+        ) from error
+
+
+def load(workdir: Path) -> ConfigDict:
+    """Reads the stored config. Raises FileNotFoundError without one, UserError for a damaged one."""
+    path = workdir / FILE
+
+    def restore_tuples(fields: dict[str, Any]) -> dict[str, Any]:  # JSON knows lists only
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+    try:
+        return ConfigDict(json.loads(path.read_text(), object_hook=restore_tuples)["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a config of cifar_jax ({error}).") from error
+
+
+def load_for_eval(
+    workdir: Path, default: ConfigDict, overrides: dict[str, Any], *, wait: bool
+) -> ConfigDict:
+    """The stored config with `overrides` from the command line, and defaults for newer fields.
+
+    Where there is none yet it is waited for, or UserError raised without `wait`.
+    """
+    if wait and not (workdir / FILE).exists():
+        print(f"Waiting for training to start in {workdir}", flush=True)
+        while not (workdir / FILE).exists():
+            time.sleep(1.0)
+    try:
+        stored = load(workdir)
+    except FileNotFoundError:
+        raise UserError(f"{workdir} has no {FILE}: nothing was trained there.") from None
+    config = ConfigDict(default.to_dict())
+    config.update(stored)
+    config.update_from_flattened_dict(overrides)
+    check_fields(config, default)
+    validate(config)
+    return config
+
+
+def check_same_run(config: ConfigDict, workdir: Path) -> list[str]:
+    """Compares with what the workdir holds, if anything; returns the differences a resume accepts.
+
+    Raises UsageError where the workdir belongs to another model, dataset or seed.
+    """
+    try:
+        stored = dict(_leaves(load(workdir)))
+    except FileNotFoundError:
+        return []
+    changes = [
+        (path, stored.get(path), value)
+        for path, value in _leaves(config)
+        if stored.get(path) != value and path not in _MACHINE
+    ]
+    refused = [
+        f"{path} is {old!r} there, {new!r} now"
+        for path, old, new in changes
+        if path in _IDENTITY or path.split(".")[0] in _IDENTITY
+    ]
+    if refused:
+        raise UsageError(
+            f"{workdir} holds a run of another config: {'; '.join(refused)}. "
+            "Choose another --workdir."
+        )
+    return [f"{path} was {old!r}, is {new!r}" for path, old, new in changes]
+
+
+def _git_commit() -> str:
+    """The commit of this checkout, with '-dirty' where files differ; '' outside of one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _get(config: ConfigDict, path: str) -> Any:
+    for name in path.split("."):
+        config = config[name]
+    return config

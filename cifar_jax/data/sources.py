@@ -1,0 +1,110 @@
+"""Where images come from: a registry of sources, each of which gives the same kind of dataset."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cifar_jax.data import download, native, synthetic, tfds
+from cifar_jax.errors import UserError
+
+CIFAR10 = download.Archive(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    size=170_052_171,
+    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    folder="cifar-10-batches-bin",
+)
+CIFAR100 = download.Archive(
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    size=168_513_733,
+    sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    folder="cifar-100-binary",
+)
+
+
+SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    images: np.ndarray  # uint8 [N, H, W, 3]
+    labels: np.ndarray  # int32 [N]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load(config: ConfigDict, split: str) -> Split:
+    """The split 'train' or 'test' of the dataset of `config.data`: from disk, drawn or downloaded.
+
+    Raises UserError for files that are missing, damaged or out of reach, and for an empty split.
+    """
+    loaded = _SOURCES[config.source](config, split)
+    if not len(loaded):
+        raise UserError(f"The {split} split of '{config.source}' is empty; expected images.")
+    return loaded
+
+
+def data_dir(config: ConfigDict) -> Path:
+    """`config.data.dir`, or $CIFAR_JAX_DATA, or ~/.cache/cifar_jax."""
+    folder = config.dir or os.environ.get("CIFAR_JAX_DATA") or "~/.cache/cifar_jax"
+    return Path(folder).expanduser().absolute()
+
+
+def image_size(source: str) -> int | None:
+    """Height and width of a source's images where it is known before loading them."""
+    return None if source == "tfds" else native.SIZE
+
+
+def _cifar10(config: ConfigDict, split: str) -> Split:
+    train_files = [f"data_batch_{number}.bin" for number in range(1, 6)]
+    return _cifar10_layout(download.ensure(CIFAR10, data_dir(config)), split, train_files)
+
+
+def _cifar10_layout(folder: Path, split: str, train_files: list[str]) -> Split:
+    files = train_files if split == "train" else ["test_batch.bin"]
+    names = native.read_names(folder / "batches.meta.txt", 10)
+    return Split(*native.read([folder / name for name in files], 10), names)
+
+
+def _cifar100(config: ConfigDict, split: str) -> Split:
+    folder = download.ensure(CIFAR100, data_dir(config))
+    names = native.read_names(folder / "fine_label_names.txt", 100)
+    return Split(*native.read([folder / f"{split}.bin"], 100, label_bytes=2), names)
+
+
+def _synthetic(config: ConfigDict, split: str) -> Split:
+    """Drawn once, then read from disk by the reader of CIFAR-10."""
+    seed, num_train, num_test = config.synthetic_seed, config.synthetic_train, config.synthetic_test
+    name = f"synthetic-{synthetic.VERSION}-{num_train}-{num_test}-{seed}"
+    folder = data_dir(config) / name
+    if not folder.exists():
+        print(f"Drawing {num_train:,} training and {num_test:,} test images into {folder}")
+        train = synthetic.draw(num_train, seed=2 * seed)
+        test = synthetic.draw(num_test, seed=2 * seed + 1)
+        try:
+            native.write_folder(folder, train, test, synthetic.CLASS_NAMES)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write to {folder.parent}: {error.strerror}. "
+                "Choose another folder with --config.data.dir=DIR or $CIFAR_JAX_DATA."
+            ) from error
+    return _cifar10_layout(folder, split, ["data_batch_1.bin"])
+
+
+def _tfds(config: ConfigDict, split: str) -> Split:
+    name = config.tfds_train_split if split == "train" else config.tfds_test_split
+    return Split(*tfds.read(config.tfds_name, name, config.dir))
+
+
+_SOURCES: dict[str, Callable[[ConfigDict, str], Split]] = {
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "synthetic": _synthetic,
+    "tfds": _tfds,
+}
+NAMES = tuple(_SOURCES)

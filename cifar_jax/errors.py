@@ -1,0 +1,24 @@
+"""Errors a user can mend. Everything else is a bug and keeps its traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """One line: what was wrong, what was expected, what to do. `main.py` prints it and exits 1."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """A flag or config field that cannot work; nothing has been written. `main.py` exits 2."""
+
+    exit_code = 2
+
+
+def unknown(kind: str, name: object, choices: Iterable[str]) -> UsageError:
+    """The error for a name outside `choices`, with the nearest right one."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return UsageError(f"Unknown {kind} '{name}'.{hint} Choices: {', '.join(choices)}.")

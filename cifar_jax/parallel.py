@@ -1,0 +1,43 @@
+"""Replicas: one mesh axis over all devices, and the step that runs on each of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXIS = "replica"
+
+
+def num_devices(wanted: int) -> int:
+    """How many devices a run uses: `wanted` (0: all), or those there are if they are fewer."""
+    present = jax.device_count()
+    return min(wanted, present) if wanted else present
+
+
+def make_mesh(wanted: int) -> Mesh:
+    """A mesh of one axis over the first `num_devices(wanted)` devices."""
+    count = num_devices(wanted)
+    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts a copy of every array of `tree` on each device."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def data_parallel(step: Callable, mesh: Mesh, *, sharded: tuple[int, ...], donate: bool) -> Callable:
+    """Compiles `step` to run on every replica at once.
+
+    The arguments at the positions `sharded` are split along their first axis, the others and all
+    results are the same on every replica: the step itself averages over `AXIS`. With `donate`, the
+    memory of the first argument is reused for the result.
+    """
+
+    def compiled(*args):
+        specs = tuple(P(AXIS) if i in sharded else P() for i in range(len(args)))
+        mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P())
+        return mapped(*args)
+
+    return jax.jit(compiled, donate_argnums=(0,) if donate else ())

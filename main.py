@@ -1,0 +1,72 @@
+"""Train and evaluate: `python main.py --config=configs/default.py --workdir=DIR`."""
+
+import logging
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from cifar_jax import runtime
+from cifar_jax.errors import UsageError, UserError
+
+MODES = ("train", "eval", "train_and_eval")
+DEFAULT_CONFIG = str(Path(__file__).with_name("configs") / "default.py")
+
+flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+flags.DEFINE_string("workdir", "runs/default", "Where the run writes, and resumes by itself.")
+flags.DEFINE_bool("once", False, "eval: the newest checkpoint only.")
+flags.DEFINE_bool("ema", True, "eval: the averaged parameters; --noema for the raw ones.")
+flags.DEFINE_enum("split", "test", ("train", "test"), "eval: which images.")
+flags.DEFINE_integer("num_examples", 0, "eval: how many images; 0 for all.", lower_bound=0)
+flags.DEFINE_bool("debug", False, "Show tracebacks, and what was set before JAX started.")
+FLAGS = flags.FLAGS
+
+
+def run(argv: list[str]) -> None:
+    """Parses the flags, settles the config and dispatches by --mode."""
+    from cifar_jax import config as config_lib
+
+    config, overrides = config_lib.from_flags(argv, DEFAULT_CONFIG)
+    workdir = Path(FLAGS.workdir)
+    options = {"ema": FLAGS.ema, "split": FLAGS.split, "num_examples": FLAGS.num_examples}
+    if FLAGS.mode == "eval":
+        from cifar_jax.evaluate import evaluate
+
+        default = config_lib.read_default(DEFAULT_CONFIG)
+        config = config_lib.load_for_eval(workdir, default, overrides, wait=not FLAGS.once)
+        evaluate(config, workdir, once=FLAGS.once, **options)
+        return
+
+    from cifar_jax.train import train
+
+    if FLAGS.mode == "train":
+        train(config, workdir)
+    else:
+        from cifar_jax.evaluate import Evaluator
+
+        train(config, workdir, after_checkpoint=Evaluator(config, workdir, **options).evaluate)
+
+
+def main() -> int:
+    if {"--help", "-h"} & set(sys.argv):
+        print(f"{__doc__}\n{FLAGS.main_module_help()}")
+        return 0
+    debug = "--debug" in sys.argv
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("cifar_jax").setLevel(logging.DEBUG if debug else logging.WARNING)
+    runtime.start()
+    try:
+        run(sys.argv)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"{error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
