@@ -1,0 +1,167 @@
+"""Reads a prepared tensorflow-datasets dataset, without TensorFlow.
+
+Preparing one is the part that needs TensorFlow; it is done here where TensorFlow is installed, and
+can be done elsewhere: the prepared folder is all that is read. tensorflow-datasets itself is
+imported only when a dataset is asked for.
+"""
+
+import difflib
+import importlib.util
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from cifar_jax.data.download import NetworkError, open_url
+from cifar_jax.errors import UserError
+
+
+def read(
+    name: str, split: str, data_dir: str | None
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Reads a split, after preparing the dataset where that is possible and still to do.
+
+    Args:
+        name: Dataset, with config and version where they matter: `svhn_cropped`, `cifar10:3.0.2`.
+        split: Split in tensorflow-datasets' notation: `train`, `train[:90%]`.
+        data_dir: Folder of prepared datasets; None or "" for tensorflow-datasets' own default.
+
+    Returns:
+        images uint8 [N, H, W, 3], labels int32 [N] and the names of the classes, by label.
+
+    Raises:
+        UserError: an unknown name or split, a dataset that is not prepared and cannot be here, or
+            one whose examples are not RGB images of one size with a label.
+    """
+    builder = _builder(name, data_dir or None)
+    if not builder.is_prepared():
+        _prepare(name, builder)
+    names = _class_names(name, builder.info.features)
+    images, labels = _decode(f"{name} {split}", _source(name, builder, split))
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise UserError(
+            f"Dataset {name} split {split} has labels from {labels.min()} to {labels.max()}, "
+            f"expected 0 to {len(names) - 1}. Choose a split whose images are all labelled."
+        )
+    return images, labels, names
+
+
+def _builder(name: str, data_dir: str | None) -> Any:
+    """Returns the `tfds.core.DatasetBuilder`; asks neither the network nor the data."""
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise UserError(
+            f"Cannot import tensorflow-datasets: {error}. data.source='tfds' needs it: "
+            "pip install tensorflow-datasets importlib_resources array_record pillow."
+        ) from error
+    if re.match(r"\w+:[A-Za-z]", name):  # Looked up over the network, for minutes without one.
+        raise UserError(
+            f"Dataset {name} is a community dataset, expected one of tensorflow-datasets' own. "
+            "Prepare it elsewhere, and name it without what stands before the colon."
+        )
+    try:
+        return tensorflow_datasets.builder(name, data_dir=data_dir)
+    except tensorflow_datasets.core.DatasetNotFoundError as error:
+        # The community's datasets would be looked up over the network.
+        known = tensorflow_datasets.list_builders(with_community_datasets=False)
+        similar = difflib.get_close_matches(name.split("/")[0].split(":")[0], known)
+        hint = f"Did you mean {' or '.join(similar)}? " if similar else ""
+        raise UserError(
+            f"Unknown dataset {name}: neither prepared in {data_dir or 'the default folder'} nor "
+            f"one of the {len(known)} that tensorflow-datasets knows. {hint}"
+            "All are listed at https://www.tensorflow.org/datasets/catalog."
+        ) from error
+    except (ValueError, AssertionError, ImportError) as error:  # config, version, missing library
+        raise UserError(
+            f"Cannot use dataset {name}: {_one_line(error)}. Names, configs and versions are "
+            "listed at https://www.tensorflow.org/datasets/catalog."
+        ) from error
+
+
+def _prepare(name: str, builder: Any) -> None:
+    """Downloads the dataset and writes it in the format that is read without TensorFlow."""
+    missing = f"Dataset {name} is not prepared at {builder.data_dir}"
+    remedy = (
+        "prepare it on another machine with download_and_prepare(file_format='array_record') and "
+        "copy that folder here, or use data.source='cifar10', which needs neither."
+    )
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"{missing}, and preparing it needs TensorFlow. Run pip install "
+            f"'cifar_jax[tensorflow]' and start again with a network, or {remedy}"
+        )
+    # Without a network tensorflow-datasets retries for minutes before it says so.
+    for url in {urlsplit(url).netloc: url for url in builder.url_infos or ()}.values():
+        try:
+            open_url(url).close()
+        except NetworkError as error:
+            if error.status is None:  # A refusal of this request is an answer, too.
+                raise UserError(
+                    f"{missing}, and cannot be downloaded from {url}: {error}. "
+                    f"Start again with a network, or {remedy}"
+                ) from error
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except (OSError, AssertionError) as error:  # no network or disk; files to fetch by hand
+        raise UserError(f"{missing}: {_one_line(error)}. Mend that, or {remedy}") from error
+
+
+def _class_names(name: str, features: Any) -> tuple[str, ...]:
+    """Checks that the examples are RGB images with a label, and returns the classes' names."""
+    import tensorflow_datasets
+
+    found = dict(features.items()) if hasattr(features, "items") else {}
+    image, label = found.get("image"), found.get("label")
+    if (
+        not isinstance(image, tensorflow_datasets.features.Image)
+        or image.shape[-1] != 3
+        or image.np_dtype != np.uint8
+        or not isinstance(label, tensorflow_datasets.features.ClassLabel)
+    ):
+        raise UserError(
+            f"Dataset {name} has features {_one_line(features)}, expected an 'image' of 3 channels "
+            "of uint8 and a 'label' that is a ClassLabel. Choose a dataset for classification."
+        )
+    return tuple(label.names)
+
+
+def _source(name: str, builder: Any, split: str) -> Any:
+    """Returns the split as a sequence of examples."""
+    try:
+        return builder.as_data_source(split)
+    except NotImplementedError as error:
+        raise UserError(
+            f"Dataset {name} at {builder.data_dir} is stored as {builder.info.file_format.value}, "
+            "expected array_record. Move that folder away, and prepare the dataset again with "
+            "download_and_prepare(file_format='array_record')."
+        ) from error
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            f"Cannot read split {split} of dataset {name}: {_one_line(error)}. Expected one of "
+            f"{', '.join(builder.info.splits)}, or a part of one, such as train[:90%]."
+        ) from error
+
+
+def _decode(what: str, source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes every example into images uint8 [N, H, W, 3] and labels int32 [N]."""
+    first = source[0]["image"]
+    images = np.empty((len(source), *first.shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for i, example in enumerate(source):
+        image = example["image"]
+        if image.shape != first.shape or image.shape[2:] != (3,):
+            raise UserError(
+                f"Image {i} of {what} has shape {image.shape} and image 0 {first.shape}, expected "
+                "[H, W, 3], the same for all. Choose a dataset whose images are all of one size."
+            )
+        images[i] = image
+        labels[i] = example["label"]
+    return images, labels
+
+
+def _one_line(message: object) -> str:
+    """tensorflow-datasets' messages run over many lines, some over hundreds."""
+    line = " ".join(str(message).split()).rstrip(".")
+    return line if len(line) <= 300 else f"{line[:300]}..."

@@ -1,0 +1,88 @@
+"""What the tests share: a tiny dataset in the native layout, its config, compiled steps."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifar_jax import runtime
+
+runtime.start()
+
+from cifar_jax import config as config_lib  # noqa: E402  (JAX starts here, after the runtime)
+from cifar_jax import optim, parallel, steps  # noqa: E402
+from cifar_jax.data import native  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+NUM_TRAIN, NUM_TEST = 90, 37  # neither a multiple of a batch
+NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+
+def random_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, 32, 32, 3), np.uint8), rng.integers(0, 10, count, np.uint8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """One compilation for all tests and the processes they start."""
+    import jax
+
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    settings = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.5}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """90 training and 37 test images of noise, in CIFAR-10's files."""
+    folder = tmp_path_factory.mktemp("data")
+    batches = folder / "cifar-10-batches-bin"
+    batches.mkdir()
+    images, labels = random_images(NUM_TRAIN, seed=0)
+    for n in range(5):
+        part = slice(n * 18, (n + 1) * 18)
+        native.write(batches / f"data_batch_{n + 1}.bin", images[part], labels[part])
+    native.write(batches / "test_batch.bin", *random_images(NUM_TEST, seed=1))
+    (batches / "batches.meta.txt").write_text("\n".join(NAMES) + "\n")
+    return folder
+
+
+@pytest.fixture
+def default():
+    return config_lib.read_default(str(ROOT / "configs" / "default.py"))
+
+
+@pytest.fixture
+def config(default, data_dir):
+    """The default config on the tiny dataset: 6 steps of 16."""
+    default.data.dir = str(data_dir)
+    default.batch_size = 16
+    default.num_steps = 6
+    default.log_every_steps = 2
+    default.checkpoint.every_steps = 3
+    default.eval.batch_size = 16
+    default.eval.poll_seconds = 0.05
+    return default
+
+
+@pytest.fixture(scope="session")
+def compiled_step():
+    """Binds and compiles `steps.train_step` for a config: (first state, step) of 16 images."""
+
+    def build(config, devices: int = 1):
+        schedule = optim.make_schedule(config.optim, 90 / 16, 6)
+        model = steps.make_model(config, 10)
+        optimizer = steps.make_optimizer(config, schedule)
+        step = partial(
+            steps.train_step, config=config, model=model, optimizer=optimizer, schedule=schedule
+        )
+        mesh = parallel.make_mesh(devices)
+        state = parallel.replicate(steps.init_state(config, model, optimizer), mesh)
+        return state, parallel.data_parallel(step, mesh, sharded=(1,), donate=False)
+
+    return build

@@ -1,0 +1,118 @@
+"""One update and one evaluation, against the same numbers worked out apart."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cifar_jax import augment, optim, parallel, steps
+from tests.conftest import random_images
+
+
+@pytest.fixture(scope="module")
+def batch():
+    images, labels = random_images(16, seed=4)
+    return {"image": jnp.asarray(images), "label": jnp.asarray(labels, jnp.int32)}
+
+
+@pytest.fixture
+def started(config, compiled_step):
+    return compiled_step(config)
+
+
+def test_first_loss_is_the_tutorials(default):
+    """4.68 at step 0 with the default config: ln 10 and the L2 term of 2.38."""
+    model = steps.make_model(default, 10)
+    state = steps.init_state(default, model, steps.make_optimizer(default, lambda _: 0.1))
+    noise = jax.random.normal(jax.random.key(0), (128, 24, 24, 3))
+    logits = model.apply({"params": state.params}, jax.vmap(augment.standardize)(noise))
+    labels = jnp.arange(128) % 10
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    l2 = optim.l2_penalty(state.params, default.optim)
+    assert float(cross_entropy + l2) == pytest.approx(4.68, abs=0.03)
+    assert float(l2) == pytest.approx(2.376, abs=0.01)
+
+
+def test_train_step_is_its_parts(config, started, batch):
+    """Distortion, loss, gradient and update done one after the other outside of the step."""
+    state, step = started
+    new, metrics = step(state, batch)
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(jax.random.key(0), 0)))(
+        jnp.arange(16)
+    )
+    images = augment.distort(keys, batch["image"], config.augment)
+    model = steps.make_model(config, 10)
+
+    def total_loss(params):
+        logits = model.apply({"params": params}, images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean() + optim.l2_penalty(params, config.optim)
+
+    loss, gradient = jax.value_and_grad(total_loss)(state.params)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics["cross_entropy"] + metrics["l2"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics["learning_rate"]) == pytest.approx(0.1)
+    assert int(new.step) == 1
+    for old, g, found in zip(
+        *map(jax.tree.leaves, (state.params, gradient, new.params)), strict=True
+    ):
+        np.testing.assert_allclose(found, old - 0.1 * g, atol=2e-6)
+
+
+def test_distortions_differ_between_images_and_steps(config, batch):
+    """Sixteen times one image: sixteen pictures, and others in the next step."""
+    mesh = parallel.make_mesh(1)
+
+    def distorted(step, images):
+        keys = steps.image_keys(0, step, len(images))
+        return augment.distort(keys, images, config.augment)
+
+    run = jax.jit(
+        jax.shard_map(
+            distorted,
+            mesh=mesh,
+            in_specs=(parallel.P(), parallel.P(parallel.AXIS)),
+            out_specs=parallel.P(parallel.AXIS),
+        )
+    )
+    same = jnp.broadcast_to(batch["image"][:1], batch["image"].shape)
+    first, second = run(0, same), run(1, same)
+    pictures = np.asarray(jnp.concatenate([first, second])).reshape(32, -1)
+    assert len(np.unique(pictures, axis=0)) == 32
+    np.testing.assert_array_equal(first, run(0, same))
+
+
+def test_eval_step_counts_what_the_mask_shows(config, batch):
+    model = steps.make_model(config, 10)
+    state = steps.init_state(config, model, steps.make_optimizer(config, lambda _: 0.1))
+    step = parallel.data_parallel(
+        partial(steps.eval_step, config=config, model=model),
+        parallel.make_mesh(1),
+        sharded=(1,),
+        donate=False,
+    )
+    mask = np.arange(16) < 11
+    sums = step(state.params, {**batch, "mask": mask})
+    images = augment.central_crop(batch["image"], 24)
+    logits = model.apply({"params": state.params}, images)[:11]
+    labels = batch["label"][:11]
+    assert int(sums["count"]) == 11
+    assert int(sums["correct"]) == int((logits.argmax(-1) == labels).sum())
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    assert float(sums["cross_entropy"]) == pytest.approx(float(losses.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_trains_float32_parameters(config, compiled_step, batch, dtype):
+    config.dtype = dtype
+    state, step = compiled_step(config)
+    losses = []
+    for _ in range(8):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["cross_entropy"]))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
