@@ -196,10 +196,13 @@ def store(config: ConfigDict, workdir: Path) -> None:
         part.write_text(json.dumps(record, indent=2) + "\n")
         os.replace(part, workdir / FILE)
     except OSError as error:
-        raise UserError(
-            f"Cannot write to the workdir {workdir}: {error.strerror}. "
-            "Choose another with --workdir=DIR."
-        ) from error
+        raise _unusable(workdir, error) from error
+
+
+def _unusable(workdir: Path, error: OSError) -> UserError:
+    return UserError(
+        f"Cannot use the workdir {workdir}: {error.strerror}. Choose another with --workdir=DIR."
+    )
 
 
 def load(workdir: Path) -> ConfigDict:
@@ -211,6 +214,10 @@ def load(workdir: Path) -> ConfigDict:
 
     try:
         return ConfigDict(json.loads(path.read_text(), object_hook=restore_tuples)["config"])
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _unusable(workdir, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a config of cifar_jax ({error}).") from error
 

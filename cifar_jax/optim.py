@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from cifar_jax.errors import unknown
 
 SCHEDULES = ("exponential", "constant", "cosine", "linear")
-NAMES = ("sgd",)
 
 
 def make_schedule(config: ConfigDict, steps_per_epoch: float, num_steps: int) -> optax.Schedule:
@@ -42,8 +41,16 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: decay_mask(params, config.decay_layers)
     )
-    sgd = optax.sgd(schedule, config.momentum or None, config.nesterov)
-    return optax.chain(decay, sgd, average_parameters(config.average_decay))
+    update = _OPTIMIZERS[config.name](config, schedule)
+    return optax.chain(decay, update, average_parameters(config.average_decay))
+
+
+def _sgd(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.sgd(schedule, config.momentum or None, config.nesterov)
+
+
+_OPTIMIZERS = {"sgd": _sgd}
+NAMES = tuple(_OPTIMIZERS)
 
 
 def decay_mask(params: Any, layers: tuple[str, ...]) -> Any:

@@ -5,6 +5,7 @@ red, green and blue planes of 32x32 pixels, row by row. A file is nothing but re
 """
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,8 +89,13 @@ def write_folder(
 ) -> None:
     """Writes a folder in CIFAR-10's layout; it appears whole or not at all."""
     part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    part.mkdir(parents=True, exist_ok=True)
-    write(part / "data_batch_1.bin", *train)
-    write(part / "test_batch.bin", *test)
-    (part / "batches.meta.txt").write_text("\n".join(names) + "\n")
-    os.replace(part, folder)
+    try:
+        part.mkdir(parents=True)
+        write(part / "data_batch_1.bin", *train)
+        write(part / "test_batch.bin", *test)
+        (part / "batches.meta.txt").write_text("\n".join(names) + "\n")
+        part.rename(folder)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        if not folder.is_dir():  # else another process was first, with the same content
+            raise

@@ -39,7 +39,7 @@ def read(
         _prepare(name, builder)
     names = _class_names(name, builder.info.features)
     images, labels = _decode(f"{name} {split}", _source(name, builder, split))
-    if labels.min() < 0 or labels.max() >= len(names):
+    if len(labels) and (labels.min() < 0 or labels.max() >= len(names)):
         raise UserError(
             f"Dataset {name} split {split} has labels from {labels.min()} to {labels.max()}, "
             f"expected 0 to {len(names) - 1}. Choose a split whose images are all labelled."
@@ -146,6 +146,8 @@ def _source(name: str, builder: Any, split: str) -> Any:
 
 def _decode(what: str, source: Any) -> tuple[np.ndarray, np.ndarray]:
     """Decodes every example into images uint8 [N, H, W, 3] and labels int32 [N]."""
+    if not len(source):
+        return np.empty((0, 0, 0, 3), np.uint8), np.empty(0, np.int32)
     first = source[0]["image"]
     images = np.empty((len(source), *first.shape), np.uint8)
     labels = np.empty(len(source), np.int32)

@@ -1,0 +1,111 @@
+"""Every source gives the same kind of split; what is missing or damaged is named."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from cifar_jax.data import download, native, sources, synthetic
+from cifar_jax.errors import UserError
+from tests.conftest import NAMES, NUM_TEST, NUM_TRAIN, random_images
+
+
+@pytest.mark.parametrize(("name", "count", "seed"), [("train", NUM_TRAIN, 0), ("test", NUM_TEST, 1)])
+def test_cifar10(config, name, count, seed):
+    split = sources.load(config.data, name)
+    images, labels = random_images(count, seed)
+    assert len(split) == count
+    assert split.class_names == tuple(NAMES)
+    np.testing.assert_array_equal(split.images, images)
+    np.testing.assert_array_equal(split.labels, labels)
+
+
+def test_cifar100(config, tmp_path):
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
+    for name, label in (("train", 99), ("test", 3)):
+        np.array([1, label, *[7] * 3072], np.uint8).tofile(folder / f"{name}.bin")
+    (folder / "fine_label_names.txt").write_text("\n".join(f"class {n}" for n in range(100)))
+    config.data.update(source="cifar100", dir=str(tmp_path))
+    split = sources.load(config.data, "test")
+    assert split.labels.tolist() == [3]
+    assert split.class_names[3] == "class 3"
+    assert split.images.shape == (1, 32, 32, 3)
+    assert sources.load(config.data, "train").labels.tolist() == [99]
+
+
+def test_synthetic_is_drawn_once_and_read_as_cifar10(config, tmp_path, capsys):
+    config.data.update(source="synthetic", dir=str(tmp_path), synthetic_train=20, synthetic_test=8)
+    train, test = (sources.load(config.data, name) for name in sources.SPLITS)
+    assert capsys.readouterr().out.count("Drawing") == 1
+    assert (len(train), len(test)) == (20, 8)
+    assert train.class_names == synthetic.CLASS_NAMES
+    assert not np.array_equal(train.images[:8], test.images)
+    images, labels = synthetic.draw(20, seed=0)
+    np.testing.assert_array_equal(train.images, images)
+    np.testing.assert_array_equal(train.labels, labels)
+    assert [path.name.startswith("synthetic-") for path in tmp_path.iterdir()] == [True]
+
+
+def test_tfds_split_names_and_folder_come_from_the_config(config, monkeypatch):
+    asked = []
+
+    def read(*arguments):
+        asked.append(arguments)
+        return np.zeros((1, 28, 28, 3), np.uint8), np.zeros(1, np.int32), ("zero",)
+
+    monkeypatch.setattr(sources.tfds, "read", read)
+    config.data.update(source="tfds", tfds_name="svhn_cropped", tfds_train_split="extra", dir="D")
+    sources.load(config.data, "train")
+    sources.load(config.data, "test")
+    assert asked == [("svhn_cropped", "extra", "D"), ("svhn_cropped", "test", "D")]
+
+
+def test_an_empty_split_is_refused(config, monkeypatch):
+    empty = np.zeros((0, 32, 32, 3), np.uint8), np.zeros(0, np.int32), ("zero",)
+    monkeypatch.setattr(sources.tfds, "read", lambda *arguments: empty)
+    config.data.source = "tfds"
+    with pytest.raises(UserError, match="The test split of 'tfds' is empty"):
+        sources.load(config.data, "test")
+
+
+def test_a_missing_file_among_the_five(config, data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "data")
+    config.data.dir = str(tmp_path / "data")
+    (tmp_path / "data" / "cifar-10-batches-bin" / "data_batch_3.bin").unlink()
+    with pytest.raises(UserError, match="data_batch_3.bin: No such file"):
+        sources.load(config.data, "train")
+    assert len(sources.load(config.data, "test")) == NUM_TEST
+
+
+def test_the_folder_comes_from_config_then_environment_then_home(config, monkeypatch, tmp_path):
+    config.data.dir = ""
+    monkeypatch.setenv("CIFAR_JAX_DATA", str(tmp_path))
+    assert sources.data_dir(config.data) == tmp_path
+    monkeypatch.delenv("CIFAR_JAX_DATA")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert str(sources.data_dir(config.data)) == "/home/somebody/.cache/cifar_jax"
+
+
+def test_the_first_use_downloads(config, tmp_path, monkeypatch):
+    asked = []
+
+    def ensure(archive, folder):
+        asked.append((archive.url.rsplit("/", 1)[1], archive.size, folder))
+        raise UserError("offline")
+
+    monkeypatch.setattr(download, "ensure", ensure)
+    config.data.dir = str(tmp_path)
+    with pytest.raises(UserError, match="offline"):
+        sources.load(config.data, "train")
+    assert asked == [("cifar-10-binary.tar.gz", 170_052_171, tmp_path)]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def fail(path, images, labels):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(native, "write", fail)
+    with pytest.raises(OSError, match="No space left"):
+        native.write_folder(tmp_path / "set", random_images(2, 0), random_images(2, 1), NAMES)
+    assert list(tmp_path.iterdir()) == []

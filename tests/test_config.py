@@ -1,0 +1,162 @@
+"""Configs: what is refused before anything is written, what a resume accepts, what is stored."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from cifar_jax import config as config_lib
+from cifar_jax.errors import UsageError, UserError
+from tests.conftest import ROOT
+
+RECIPES = sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_small(path, default):
+    recipe = config_lib.read_default(str(path))
+    config_lib.check_fields(recipe, default)
+    config_lib.validate(recipe)
+    assert path.read_text().startswith('"""')
+
+
+def paths_of(config: ConfigDict, prefix: str = "") -> list[str]:
+    return [path for path, _ in config_lib._leaves(config, prefix)]
+
+
+def attributes_read(folder: Path) -> set[str]:
+    """Every `a.b` of the code as 'a.b', where a is the last name before the attribute."""
+    found = set()
+    for file in folder.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        # To validate a field is not to use it.
+        tree.body = [n for n in tree.body if "validate" not in getattr(n, "name", "")]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner = node.value
+                name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+                found.add(f"{name.lstrip('_')}.{node.attr}")
+    return found
+
+
+def test_every_field_is_read_by_the_code(default):
+    """As config.field, or group.field, or as a field of a group that was passed as `config`."""
+    read = attributes_read(ROOT / "cifar_jax")
+    unread = []
+    for path in paths_of(default):
+        group, _, field = path.rpartition(".")
+        if not {f"{group or 'config'}.{field}", f"config.{field}"} & read:
+            unread.append(path)
+    assert not unread, f"no code reads {unread}"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("batch_size", 0, "config.batch_size = 0, expected more than 0."),
+        ("num_steps", -1, "config.num_steps = -1, expected 0 or more."),
+        ("num_epochs", float("nan"), "config.num_epochs = nan, expected more than 0."),
+        ("optim.decay_factor", 0.0, "config.optim.decay_factor = 0.0, expected more than 0."),
+        ("optim.decay_epochs", -1.0, "config.optim.decay_epochs = -1.0, expected more than 0."),
+        ("optim.learning_rate", -0.1, "config.optim.learning_rate = -0.1, expected more than 0."),
+        ("optim.momentum", 1.0, "config.optim.momentum = 1.0, expected less than 1."),
+        ("optim.average_decay", 1.0, "config.optim.average_decay = 1.0, expected less than 1."),
+        ("optim.nesterov", True, "nesterov is set without config.optim.momentum"),
+        ("augment.crop_size", 33, "crop_size = 33 is larger than the images of 'cifar10', 32x32."),
+        ("augment.contrast_lower", 2.0, "contrast_lower = 2.0 is above contrast_upper = 1.8."),
+        ("model.name", "cnnn", "Unknown config.model.name 'cnnn'. Did you mean 'cnn'?"),
+        ("data.source", "cifar11", "'cifar11'. Did you mean 'cifar10'? Choices: cifar10, cifar100"),
+        ("optim.schedule", "cosin", "Did you mean 'cosine'?"),
+        ("optim.name", "adam", "Unknown config.optim.name 'adam'."),
+        ("dtype", "float64", "Choices: bfloat16, float16, float32."),
+        ("seed", 2**32, "expected less than 2**32"),
+    ],
+)
+def test_impossible_values_are_refused(default, field, value, message):
+    default.update_from_flattened_dict({field: value})
+    with pytest.raises(UsageError, match=re.escape(message)):
+        config_lib.validate(default)
+
+
+def test_a_batch_must_divide_over_the_devices(default, monkeypatch):
+    monkeypatch.setattr(config_lib.parallel, "num_devices", lambda wanted: 3)
+    with pytest.raises(UsageError, match="batch_size = 128 is not divisible by 3 devices"):
+        config_lib.validate(default)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.optim.update(learning_rat=1), "'optim.learning_rat'. Did you mean 'optim.lear"),
+        (lambda c: c.__delattr__("seed"), "Config field 'seed' is missing"),
+        (lambda c: c.__setattr__("seed", "0"), "config.seed = '0' is of type str, expected int"),
+    ],
+)
+def test_fields_are_those_of_the_default(default, change, message):
+    config = ConfigDict(default.to_dict(), type_safe=False)
+    change(config)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        config_lib.check_fields(config, default)
+
+
+def test_length_in_steps(default):
+    assert config_lib.num_steps(default, 50_000) == 100_000
+    default.num_epochs = 1.5
+    assert config_lib.num_steps(default, 50_000) == 585
+    default.num_steps = 7
+    assert config_lib.num_steps(default, 50_000) == 7
+
+
+def test_stored_config_says_where_it_comes_from(default, tmp_path):
+    config_lib.store(default, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert set(record["versions"]) == {"python", *config_lib.LIBRARIES}
+    assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", record["git_commit"])
+    assert config_lib.load(tmp_path / "run").to_dict() == default.to_dict()
+
+
+def test_evaluation_needs_the_workdir_alone(default, tmp_path):
+    fresh = default.copy_and_resolve_references()
+    default.optim.momentum = 0.5
+    config_lib.store(default, tmp_path)
+    overrides = {"data.dir": "/elsewhere"}
+    config = config_lib.load_for_eval(tmp_path, fresh, overrides, wait=False)
+    assert config.optim.momentum == 0.5
+    assert config.data.dir == "/elsewhere"
+
+
+def test_a_config_stored_before_a_field_existed_takes_its_default(default, tmp_path):
+    config_lib.store(default, tmp_path)
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    del record["config"]["augment"]["random_order"]
+    path.write_text(json.dumps(record))
+    config = config_lib.load_for_eval(tmp_path, default, {}, wait=False)
+    assert config.augment.random_order is False
+
+
+def test_a_workdir_without_config_or_with_a_damaged_one(default, tmp_path):
+    with pytest.raises(UserError, match="has no config.json: nothing was trained there"):
+        config_lib.load_for_eval(tmp_path, default, {}, wait=False)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is not a config of cifar_jax"):
+        config_lib.load(tmp_path)
+
+
+def test_a_resume_accepts_another_length_and_refuses_another_run(default, tmp_path):
+    assert config_lib.check_same_run(default, tmp_path) == []
+    config_lib.store(default, tmp_path)
+    default.num_steps = 5
+    default.optim.learning_rate = 0.05
+    default.data.dir = "/elsewhere"  # the same images, in another place: not worth a word
+    assert config_lib.check_same_run(default, tmp_path) == [
+        "num_steps was 0, is 5",
+        "optim.learning_rate was 0.1, is 0.05",
+    ]
+    default.data.source = "synthetic"
+    default.seed = 1
+    with pytest.raises(UsageError, match="data.source is 'cifar10' there, 'synthetic' now"):
+        config_lib.check_same_run(default, tmp_path)

@@ -1,0 +1,144 @@
+"""The evaluation loop: every image once, averages or raw, checkpoints that come and go."""
+
+import json
+import shutil
+import threading
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cifar_jax import augment, checkpoint, evaluate, optim, steps, train
+from cifar_jax import config as config_lib
+from cifar_jax.data import sources
+from cifar_jax.errors import UsageError, UserError
+from tests.conftest import NUM_TEST, NUM_TRAIN
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A workdir with checkpoints 3 and 6; made by the first test that asks, copied for each."""
+    source = tmp_path_factory.mktemp("trained") / "run"
+
+    def copy(config, workdir):
+        if not source.exists():
+            config.optim.average_decay = 0.3  # so that averages and raw parameters differ
+            train.train(config, source)
+        shutil.copytree(source, workdir)
+        config.optim.average_decay = 0.3
+        return workdir
+
+    return copy
+
+
+@pytest.fixture
+def workdir(trained, config, tmp_path):
+    return trained(config, tmp_path / "run")
+
+
+def records(workdir, kind="eval"):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == kind]
+
+
+def expected_precision(config, workdir, step, split, averages=True, count=None):
+    """One image at a time, from the checkpoint's bytes."""
+    model = steps.make_model(config, 10)
+    optimizer = steps.make_optimizer(config, lambda _: 0.1)
+    like = jax.eval_shape(partial(steps.init_state, config, model, optimizer))
+    state = checkpoint.restore(workdir / "checkpoints", step, like)
+    params = optim.averages(state.opt_state) if averages else state.params
+    data = sources.load(config.data, split)
+    images = augment.central_crop(jnp.asarray(data.images[:count]), 24)
+    logits = model.apply({"params": params}, images)
+    return float(np.mean(np.asarray(logits.argmax(-1)) == data.labels[:count]))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "tag"),
+    [
+        ({}, "eval", "precision_at_1"),
+        ({"ema": False}, "eval", "precision_at_1_raw"),
+        ({"split": "train"}, "eval_train", "precision_at_1"),
+        ({"num_examples": 21}, "eval", "precision_at_1"),
+    ],
+)
+def test_once_evaluates_the_newest(config, workdir, capsys, options, kind, tag):
+    evaluate.evaluate(config, workdir, once=True, **options)
+    (record,) = records(workdir, kind)
+    split, count = options.get("split", "test"), options.get("num_examples")
+    expected = expected_precision(config, workdir, 6, split, options.get("ema", True), count)
+    assert record["step"] == 6
+    assert record[tag] == pytest.approx(expected)
+    assert f": precision @ 1 = {expected:.3f}\n" in capsys.readouterr().out
+
+
+def test_the_batch_size_has_no_influence(config, workdir):
+    for size in (16, 5, 64):
+        config.eval.batch_size = size
+        evaluate.evaluate(config, workdir, once=True)
+    found = records(workdir)
+    assert len({record["precision_at_1"] for record in found}) == 1
+    losses = [record["cross_entropy"] for record in found]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_following_ends_with_training(config, workdir):
+    evaluate.evaluate(config, workdir)
+    assert [record["step"] for record in records(workdir)] == [6]
+
+
+def test_following_waits_for_the_first_checkpoint_and_sees_new_ones(config, tmp_path, trained, capsys):
+    full = trained(config, tmp_path / "full")
+    workdir = tmp_path / "growing"
+    config_lib.store(config, workdir)
+    (workdir / "checkpoints").mkdir()
+    follower = threading.Thread(target=evaluate.evaluate, args=(config, workdir))
+    follower.start()
+    while "Waiting for the first checkpoint" not in capsys.readouterr().out:
+        follower.join(0.05)
+        assert follower.is_alive()
+    for count, step in enumerate((3, 6), start=1):
+        copy = shutil.copytree(full / "checkpoints" / str(step), tmp_path / "copy")
+        copy.rename(workdir / "checkpoints" / str(step))
+        while len(records(workdir) if (workdir / "metrics.jsonl").exists() else []) < count:
+            follower.join(0.05)
+            assert follower.is_alive()
+    checkpoint.mark_finished(workdir / "checkpoints", 6)
+    follower.join(60)
+    assert not follower.is_alive()
+    assert [record["step"] for record in records(workdir)] == [3, 6]
+
+
+def test_a_checkpoint_deleted_under_the_reader_is_passed_over(config, workdir, monkeypatch, capsys):
+    original = checkpoint.restore
+
+    def restore(folder, step, like):
+        if step == 6:
+            shutil.rmtree(folder / "6")
+        return original(folder, step, like)
+
+    monkeypatch.setattr(checkpoint, "restore", restore)
+    evaluate.evaluate(config, workdir)
+    assert [record["step"] for record in records(workdir)] == [3]
+    assert "Checkpoint 6 was deleted before it was read" in capsys.readouterr().out
+
+
+def test_more_examples_than_there_are(config, workdir):
+    with pytest.raises(UsageError, match=f"--num_examples=38, but the test split has {NUM_TEST}"):
+        evaluate.evaluate(config, workdir, once=True, num_examples=38)
+    with pytest.raises(UsageError, match=f"the train split has {NUM_TRAIN}"):
+        evaluate.evaluate(config, workdir, once=True, split="train", num_examples=91)
+
+
+def test_once_without_a_checkpoint(config, tmp_path):
+    with pytest.raises(UserError, match="No checkpoint in .* yet. Without --once"):
+        evaluate.evaluate(config, tmp_path, once=True)
+
+
+def test_training_calls_evaluation_in_one_process(config, tmp_path):
+    evaluator = evaluate.Evaluator(config, tmp_path)
+    train.train(config, tmp_path, after_checkpoint=evaluator.evaluate)
+    assert [record["step"] for record in records(tmp_path)] == [3, 6]
