@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from cifar_jax import runtime
-from cifar_jax.errors import UsageError, UserError
+from cifar_jax.errors import UserError
 
 MODES = ("train", "eval", "train_and_eval")
 DEFAULT_CONFIG = str(Path(__file__).with_name("configs") / "default.py")

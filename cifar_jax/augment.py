@@ -31,7 +31,8 @@ def draw(key: jax.Array, shape: tuple[int, ...], config: ConfigDict) -> Distorti
     """
     offset_key, flip_key, brightness_key, contrast_key, order_key = jax.random.split(key, 5)
     room = jnp.array([shape[0] - config.crop_size, shape[1] - config.crop_size])
-    offset, flip, brightness, contrast, contrast_first = room // 2, False, 0.0, 1.0, False
+    offset = room // 2
+    flip, brightness, contrast, contrast_first = map(jnp.asarray, (False, 0.0, 1.0, False))
     if config.random_crop:
         offset = jax.random.randint(offset_key, (2,), 0, room + 1)
     if config.flip:
@@ -45,7 +46,7 @@ def draw(key: jax.Array, shape: tuple[int, ...], config: ConfigDict) -> Distorti
         )
     if config.random_order:
         contrast_first = jax.random.bernoulli(order_key)
-    return Distortion(offset, *map(jnp.asarray, (flip, brightness, contrast, contrast_first)))
+    return Distortion(offset, flip, brightness, contrast, contrast_first)
 
 
 def apply(image: jax.Array, distortion: Distortion, config: ConfigDict) -> jax.Array:

@@ -7,7 +7,6 @@ bytes that changed on disk do not become parameters. Knows pytrees, nothing of t
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -188,7 +187,7 @@ def _write_manifest(path: Path) -> None:
 def _write_atomically(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(text)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _sha256(path: Path) -> str:

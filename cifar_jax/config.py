@@ -1,9 +1,8 @@
-"""Read, validate, store and load a config. Its fields and defaults stand in `configs/default.py`."""
+"""Read, validate, store and load a config. Its fields and defaults: `configs/default.py`."""
 
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import re
 import runpy
@@ -40,7 +39,7 @@ def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str
     try:
         config_flags.DEFINE_config_file("config", help_string="Recipe.", sys_argv=argv)
         rest = flags.FLAGS(argv)[1:]
-        config = flags.FLAGS.config
+        config = ConfigDict(flags.FLAGS.config.to_dict())  # a file that failed to load fails here
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
         raise _parse_error(error) from error
     except (ImportError, SyntaxError) as error:
@@ -194,7 +193,7 @@ def store(config: ConfigDict, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         part = workdir / f"{FILE}.part"
         part.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(part, workdir / FILE)
+        part.replace(workdir / FILE)
     except OSError as error:
         raise _unusable(workdir, error) from error
 
@@ -206,7 +205,7 @@ def _unusable(workdir: Path, error: OSError) -> UserError:
 
 
 def load(workdir: Path) -> ConfigDict:
-    """Reads the stored config. Raises FileNotFoundError without one, UserError for a damaged one."""
+    """The stored config. Raises FileNotFoundError without one, UserError for a damaged one."""
     path = workdir / FILE
 
     def restore_tuples(fields: dict[str, Any]) -> dict[str, Any]:  # JSON knows lists only

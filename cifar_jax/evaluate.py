@@ -87,9 +87,7 @@ def evaluate(
     Raises UserError with `once` where there is no checkpoint yet.
     """
     folder = workdir / "checkpoints"
-    evaluator = Evaluator(
-        config, workdir, ema=ema, split=split, num_examples=num_examples
-    )
+    evaluator = Evaluator(config, workdir, ema=ema, split=split, num_examples=num_examples)
     done = -1
     while True:
         if once:

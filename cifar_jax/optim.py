@@ -68,7 +68,7 @@ def decay_mask(params: Any, layers: tuple[str, ...]) -> Any:
 
 
 def l2_penalty(params: Any, config: ConfigDict) -> jax.Array:
-    """weight_decay · the sum of ½‖kernel‖² over decay_layers: the loss whose gradient is the decay."""
+    """weight_decay · the sum of ½‖kernel‖² over decay_layers: what the decay is the gradient of."""
     squares = [jnp.sum(jnp.square(params[layer]["kernel"])) for layer in config.decay_layers]
     return 0.5 * config.weight_decay * jnp.sum(jnp.array(squares))
 
@@ -77,7 +77,7 @@ def l2_penalty(params: Any, config: ConfigDict) -> jax.Array:
 
 
 class AverageState(NamedTuple):
-    count: jax.Array  # int32, updates so far
+    updates: jax.Array  # int32, how many so far
     average: Any  # like the parameters
 
 
@@ -93,7 +93,7 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
         return AverageState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params))
 
     def update(updates, state, params):
-        count = state.count + 1
+        count = state.updates + 1
         rate = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
         average = jax.tree.map(
             lambda a, p: a - rate * (a - p), state.average, optax.apply_updates(params, updates)

@@ -19,7 +19,9 @@ def num_devices(wanted: int) -> int:
 def make_mesh(wanted: int) -> Mesh:
     """A mesh of one axis over the first `num_devices(wanted)` devices."""
     count = num_devices(wanted)
-    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
+    return jax.make_mesh(
+        (count,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
+    )
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -27,7 +29,9 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
-def data_parallel(step: Callable, mesh: Mesh, *, sharded: tuple[int, ...], donate: bool) -> Callable:
+def data_parallel(
+    step: Callable, mesh: Mesh, *, sharded: tuple[int, ...], donate: bool
+) -> Callable:
     """Compiles `step` to run on every replica at once.
 
     The arguments at the positions `sharded` are split along their first axis, the others and all

@@ -40,7 +40,7 @@ def _set_cpu_flag() -> None:
 
 def _library_contains(*words: bytes) -> bool:
     spec = importlib.util.find_spec("jaxlib")
-    for folder in spec.submodule_search_locations if spec else ():
+    for folder in (spec and spec.submodule_search_locations) or ():
         for path in Path(folder).glob("libjax_common.*"):
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
                 return all(data.find(word) >= 0 for word in words)

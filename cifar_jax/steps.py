@@ -32,9 +32,7 @@ def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     return models.create(config.model.name, num_classes, config.dtype)
 
 
-def make_optimizer(
-    config: ConfigDict, schedule: optax.Schedule
-) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The chain of `config.optim`; for float16 it also scales the loss."""
     optimizer = optim.make_optimizer(config.optim, schedule)
     if config.dtype == "float16":

@@ -12,13 +12,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cifar_jax import checkpoint, config as config_lib, optim, parallel, steps, summaries
+from cifar_jax import checkpoint, optim, parallel, steps, summaries
+from cifar_jax import config as config_lib
 from cifar_jax.data import batches, sources
 from cifar_jax.errors import UsageError, UserError
 
 
 def train(
-    config: ConfigDict, workdir: Path, after_checkpoint: Callable[[int], None] | None = None
+    config: ConfigDict, workdir: Path, after_checkpoint: Callable[[int], object] | None = None
 ) -> steps.TrainState:
     """Trains to the end of the run in `workdir`, from its last good checkpoint if there is one.
 
@@ -65,7 +66,7 @@ class _Run:
         workdir: Path,
         data: sources.Split,
         num_steps: int,
-        after_checkpoint: Callable[[int], None] | None,
+        after_checkpoint: Callable[[int], object] | None,
     ):
         self.config, self.data, self.num_steps = config, data, num_steps
         self.after_checkpoint = after_checkpoint
@@ -74,7 +75,7 @@ class _Run:
             self.folder, config.checkpoint.keep, config.checkpoint.keep_every_steps
         )
         self.scalars = summaries.Scalars(workdir, "train")
-        self.saved: int | None = None  # the step of the last checkpoint
+        self.saved: int | None = None  # the step of the last good checkpoint
         self.saved_at = time.monotonic()
         self.all_finite = jax.jit(optim.all_finite)
 
@@ -173,7 +174,7 @@ class _Run:
         self.clock.pause(time.monotonic() - paused)
 
     def _after_checkpoint(self) -> None:
-        if self.after_checkpoint:
+        if self.after_checkpoint and self.saved is not None:
             self.writer.wait()
             self.after_checkpoint(self.saved)
 

@@ -17,7 +17,7 @@ from cifar_jax.data import native  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 NUM_TRAIN, NUM_TEST = 90, 37  # neither a multiple of a batch
-NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def random_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +31,10 @@ def compilation_cache(tmp_path_factory):
     import jax
 
     folder = str(tmp_path_factory.mktemp("compiled"))
-    settings = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.5}
+    settings = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)

@@ -90,7 +90,10 @@ def test_a_batch_must_divide_over_the_devices(default, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.optim.update(learning_rat=1), "'optim.learning_rat'. Did you mean 'optim.lear"),
+        (
+            lambda c: c.optim.update(learning_rat=1),
+            "'optim.learning_rat'. Did you mean 'optim.lear",
+        ),
         (lambda c: c.__delattr__("seed"), "Config field 'seed' is missing"),
         (lambda c: c.__setattr__("seed", "0"), "config.seed = '0' is of type str, expected int"),
     ],

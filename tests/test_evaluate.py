@@ -90,7 +90,9 @@ def test_following_ends_with_training(config, workdir):
     assert [record["step"] for record in records(workdir)] == [6]
 
 
-def test_following_waits_for_the_first_checkpoint_and_sees_new_ones(config, tmp_path, trained, capsys):
+def test_following_waits_for_the_first_checkpoint_and_sees_new_ones(
+    config, tmp_path, trained, capsys
+):
     full = trained(config, tmp_path / "full")
     workdir = tmp_path / "growing"
     config_lib.store(config, workdir)

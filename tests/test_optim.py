@@ -73,7 +73,7 @@ def test_momentum_by_hand(options):
 
 def test_the_average_stops_at_its_decay(options):
     transform = optim.average_parameters(0.5)
-    state = transform.init(PARAMS)._replace(count=jnp.int32(1000))
+    state = transform.init(PARAMS)._replace(updates=jnp.int32(1000))
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     moved = jax.tree.map(lambda p: p + 1, PARAMS)
     _, state = transform.update(zeros, state, moved)
@@ -97,7 +97,11 @@ def schedule_values(options, steps, **fields):
     [
         ({"schedule": "constant"}, (0, 50, 200), (1, 1, 1)),
         # 2.59 epochs of 10 steps: 25 steps, truncated as the tutorial's are.
-        ({"schedule": "exponential", "decay_epochs": 2.59}, (0, 24, 25, 49, 50), (1, 1, 0.1, 0.1, 0.01)),
+        (
+            {"schedule": "exponential", "decay_epochs": 2.59},
+            (0, 24, 25, 49, 50),
+            (1, 1, 0.1, 0.1, 0.01),
+        ),
         ({"schedule": "cosine"}, (0, 50, 100), (1, 0.5, 0)),
         ({"schedule": "linear", "final_factor": 0.2}, (0, 50, 100, 150), (1, 0.6, 0.2, 0.2)),
         ({"schedule": "constant", "warmup_epochs": 2.0}, (0, 5, 10, 20, 30), (0, 0.25, 0.5, 1, 1)),

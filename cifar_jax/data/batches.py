@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -45,8 +46,8 @@ def permute(place: np.ndarray, count: int, seed: int, epoch: np.ndarray) -> np.n
     return result.astype(np.int64)
 
 
-def _hash(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64: 64 well-mixed bits from 64 bits."""
+def _hash(x: Any) -> Any:
+    """The finaliser of SplitMix64: 64 well-mixed bits from 64 bits; np.uint64, any shape."""
     with np.errstate(over="ignore"):
         x = (x + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -48,8 +48,8 @@ def _records(path: Path, length: int) -> np.ndarray:
         ) from error
     if not data.size or data.size % length:
         raise UserError(
-            f"{path} has {data.size:,} bytes, expected a multiple of {length:,}. It is truncated or "
-            f"no such file: delete the folder {path.parent} to have it made again."
+            f"{path} has {data.size:,} bytes, expected a multiple of {length:,}. It is truncated "
+            f"or no such file: delete the folder {path.parent} to have it made again."
         )
     return data.reshape(-1, length)
 

@@ -78,7 +78,7 @@ _SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "cross": _cross,
     "crescent": _crescent,
     "bar": _bar,
-    "bow tie": _bow_tie,
+    "bowtie": _bow_tie,
     "tee": _tee,
 }
 CLASS_NAMES = tuple(_SHAPES)

@@ -52,7 +52,7 @@ def _backward(winner, g):
         for column in (0, 1):
             # A value at an even place lies in two windows: at place 0 of its own, at place 2 of
             # the one before. At an odd place it lies in one, at place 1.
-            total = 0
+            total = jnp.zeros_like(g)
             for down in (0, 1)[: 2 - row]:
                 for right in (0, 1)[: 2 - column]:
                     place = (row + 2 * down) * 3 + column + 2 * right
@@ -64,7 +64,7 @@ def _backward(winner, g):
 
 
 def _shift(x: jax.Array, down: int, right: int, fill: int) -> jax.Array:
-    """Moves the windows by `down` and `right` places, so that a value meets the one before its own."""
+    """Moves the windows by `down` and `right` places: a value meets the one before its own."""
     if down:
         x = jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)), constant_values=fill)
     if right:

@@ -29,7 +29,16 @@ def test_order_depends_on_seed_and_epoch_and_looks_random():
 
 def test_the_order_is_the_same_for_ever():
     """A change here changes every run's result: then say so in the release notes."""
-    assert batches.train_indices(0, 0, 8, 50_000).tolist() == [24659, 15277, 35388, 21982, 42036, 36314, 158, 46905]
+    assert batches.train_indices(0, 0, 8, 50_000).tolist() == [
+        24659,
+        15277,
+        35388,
+        21982,
+        42036,
+        36314,
+        158,
+        46905,
+    ]
 
 
 def test_every_image_comes_once_in_each_epoch_though_batches_straddle():

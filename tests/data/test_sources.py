@@ -10,12 +10,14 @@ from cifar_jax.errors import UserError
 from tests.conftest import NAMES, NUM_TEST, NUM_TRAIN, random_images
 
 
-@pytest.mark.parametrize(("name", "count", "seed"), [("train", NUM_TRAIN, 0), ("test", NUM_TEST, 1)])
+@pytest.mark.parametrize(
+    ("name", "count", "seed"), [("train", NUM_TRAIN, 0), ("test", NUM_TEST, 1)]
+)
 def test_cifar10(config, name, count, seed):
     split = sources.load(config.data, name)
     images, labels = random_images(count, seed)
     assert len(split) == count
-    assert split.class_names == tuple(NAMES)
+    assert split.class_names == NAMES
     np.testing.assert_array_equal(split.images, images)
     np.testing.assert_array_equal(split.labels, labels)
 

@@ -52,9 +52,8 @@ def test_initial_distribution(params, layer):
 
 
 def test_layers_are_the_tutorials_formulas_one_by_one(model, params, images):
-    """Each layer from the one before it, written the plain way: bias and ReLU before the pooling."""
+    """Each from the one before it, written the plain way: bias and ReLU before the pooling."""
     logits, layers = model.apply({"params": params}, images, return_layers=True)
-    assert list(layers) == "conv1 pool1 norm1 conv2 norm2 pool2 local3 local4 softmax_linear".split()
 
     def conv(x, name):
         dimensions = ("NHWC", "HWIO", "NHWC")
@@ -78,6 +77,7 @@ def test_layers_are_the_tutorials_formulas_one_by_one(model, params, images):
         "local4": jax.nn.relu(dense(layers["local3"], "local4")),
         "softmax_linear": dense(layers["local4"], "softmax_linear"),
     }
+    assert list(layers) == list(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(layers[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
     np.testing.assert_array_equal(logits, layers["softmax_linear"])

@@ -1,0 +1,22 @@
+"""Ten drawn shapes, no download: from nothing to a trained network in about a minute.
+
+    python main.py --mode=train_and_eval --config=configs/quickstart.py --workdir=runs/quickstart
+
+QUICKSTART_NOTE
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = default.get_config()
+    config.data.source = "synthetic"
+    config.num_epochs = 5.0
+    config.optim.learning_rate = 0.02
+    config.optim.momentum = 0.9
+    config.optim.schedule = "cosine"
+    config.optim.warmup_epochs = 0.5
+    config.optim.average_decay = 0.99
+    return config
