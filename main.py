@@ -39,6 +39,7 @@ def run(argv: list[str]) -> None:
 
     from cifar_jax.train import train
 
+    config_lib.validate(config)
     if FLAGS.mode == "train":
         train(config, workdir)
     else:

@@ -30,7 +30,7 @@ _MACHINE = ("data.dir",)  # where the same images lie on this machine
 
 
 def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str, Any]]:
-    """Parses all flags; returns the valid config of --config and what --config.a.b=c set in it.
+    """Parses all flags; returns the config of --config and what --config.a.b=c set in it.
 
     Raises UsageError for anything that absl or ml_collections cannot make sense of.
     """
@@ -47,7 +47,6 @@ def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str
     if rest:
         raise UsageError(f"Unexpected argument '{rest[0]}'; flags start with --.")
     check_fields(config, read_default(default_file))
-    validate(config)
     return config, config_flags.get_override_values(flags.FLAGS["config"])
 
 
@@ -179,10 +178,14 @@ def num_steps(config: ConfigDict, num_train: int) -> int:
 def store(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved config with versions and git commit, atomically.
 
+    The data folder is written in full: evaluation may start elsewhere, or without $CIFAR_JAX_DATA.
+
     Raises UserError where `workdir` cannot be made or written.
     """
+    fields = config.to_dict()
+    fields["data"]["dir"] = str(sources.data_dir(config.data))
     record = {
-        "config": config.to_dict(),
+        "config": fields,
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in LIBRARIES},

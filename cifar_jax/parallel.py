@@ -31,7 +31,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 def data_parallel(
     step: Callable, mesh: Mesh, *, sharded: tuple[int, ...], donate: bool
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Compiles `step` to run on every replica at once.
 
     The arguments at the positions `sharded` are split along their first axis, the others and all

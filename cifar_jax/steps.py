@@ -3,7 +3,7 @@
 They are bound to their configuration once, outside, and compiled by `parallel.data_parallel`.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,11 @@ def init_state(
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
+def predict(model: nn.Module, params: Any, images: jax.Array) -> jax.Array:
+    """float32 logits [B, num_classes] of standardised images [B, crop, crop, C]."""
+    return cast(jax.Array, model.apply({"params": params}, images))
+
+
 def image_keys(seed: int, step: jax.Array, count: int) -> jax.Array:
     """A key for each of this replica's `count` images, by its position in the global batch.
 
@@ -76,7 +81,7 @@ def train_step(
     scale = optim.loss_scale(state.opt_state)
 
     def loss_fn(params):
-        logits = model.apply({"params": params}, images)
+        logits = predict(model, params, images)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return scale * cross_entropy.mean(), (logits, cross_entropy.mean())
 
@@ -103,7 +108,7 @@ def train_step(
 def eval_step(params: Any, batch: Batch, *, config: ConfigDict, model: nn.Module) -> Metrics:
     """Sums over the images of the batch whose `mask` is set, and their number."""
     images = augment.central_crop(batch["image"], config.augment.crop_size)
-    logits = model.apply({"params": params}, images)
+    logits = predict(model, params, images)
     mask, label = batch["mask"], batch["label"]
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     sums = {

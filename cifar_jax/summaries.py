@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cifar_jax.errors import UserError
+
 
 def train_line(step: int, loss: float, batch_size: int, seconds: float) -> str:
     """The tutorial's: time, step, total loss, speed; `seconds` are those of one batch."""
@@ -70,8 +72,11 @@ class Scalars:
         from tensorboardX import SummaryWriter  # protobuf: half a second that not all modes need
 
         self._kind = kind
-        self._events = SummaryWriter(str(workdir / "tensorboard" / kind))
-        self._lines = (workdir / "metrics.jsonl").open("a")
+        try:
+            self._events = SummaryWriter(str(workdir / "tensorboard" / kind))
+            self._lines = (workdir / "metrics.jsonl").open("a")
+        except OSError as error:
+            raise UserError(f"Cannot write to {workdir}: {error.strerror}.") from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

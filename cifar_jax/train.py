@@ -1,15 +1,18 @@
 """The training loop."""
 
+import contextlib
 import math
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import jax
+from clu.parameter_overview import get_parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cifar_jax import checkpoint, optim, parallel, steps, summaries
@@ -17,9 +20,11 @@ from cifar_jax import config as config_lib
 from cifar_jax.data import batches, sources
 from cifar_jax.errors import UsageError, UserError
 
+AfterCheckpoint = Callable[[int], object]
+
 
 def train(
-    config: ConfigDict, workdir: Path, after_checkpoint: Callable[[int], object] | None = None
+    config: ConfigDict, workdir: Path, after_checkpoint: AfterCheckpoint | None = None
 ) -> steps.TrainState:
     """Trains to the end of the run in `workdir`, from its last good checkpoint if there is one.
 
@@ -38,169 +43,192 @@ def train(
     model = steps.make_model(config, len(data.class_names))
     optimizer = steps.make_optimizer(config, schedule)
     state = steps.init_state(config, model, optimizer)
-
-    config_lib.store(config, workdir)
-    for change in changes:
-        print(f"Resuming with another config: {change}")
-    run = _Run(config, workdir, data, num_steps, after_checkpoint)
     step = partial(
         steps.train_step, config=config, model=model, optimizer=optimizer, schedule=schedule
     )
-    return run(state, step)
+
+    config_lib.store(config, workdir)  # whatever could be refused has been
+    for change in changes:
+        print(f"Resuming with another config: {change}")
+    saver = _Saver(config, workdir, after_checkpoint)
+    log = _Log(config, workdir, num_steps, saver)
+    try:
+        state = saver.resume(state)
+        if int(state.step) < num_steps:
+            state = _loop(config, data, state, step, num_steps, log, saver)
+        else:
+            print(f"Training has already ended at step {state.step}.")
+            saver.tell()
+        saver.finish(int(state.step))
+        return state
+    finally:
+        log.close()
+        saver.close()
+
+
+def _loop(
+    config: ConfigDict,
+    data: sources.Split,
+    state: steps.TrainState,
+    step: Callable,
+    num_steps: int,
+    log: "_Log",
+    saver: "_Saver",
+) -> steps.TrainState:
+    mesh = parallel.make_mesh(config.num_devices)
+    state, images, labels = parallel.replicate((state, data.images, data.labels), mesh)
+    first = int(state.step)
+
+    def indices(number: int):
+        return batches.train_indices(config.seed, number, config.batch_size, len(data))
+
+    with summaries.Display(num_steps, first) as display, _Stop() as stop:
+        display.line(get_parameter_overview(state.params, include_stats=False))
+        display.line(f"Compiling the training step for {mesh.size} device(s).")
+        compiled = _compile(step, mesh, state, indices(first), images, labels)
+        log.start(display, first)
+        for number in range(first, num_steps):
+            state, metrics = compiled(state, indices(number), images, labels)
+            log.note(number, metrics)
+            last = number + 1 == num_steps
+            if last or stop.signal or saver.due(number + 1):
+                log.flush()
+                with log.paused():
+                    saver.save(number + 1, state)
+            if stop.signal and not last:
+                raise Interrupted(stop.signal, number + 1, saver.folder)
+    return state
+
+
+def _compile(step: Callable, mesh: Mesh, *example: object) -> jax.stages.Compiled:
+    """The step with its gather, compiled before the clock starts; the state's memory is reused."""
+
+    def gather_and_step(state, index, images, labels):
+        return step(state, {"image": images[index], "label": labels[index]})
+
+    wrapped = parallel.data_parallel(gather_and_step, mesh, sharded=(1,), donate=True)
+    return wrapped.lower(*example).compile()
 
 
 class Interrupted(UserError):
     """SIGINT or SIGTERM, after the state was saved."""
 
-    def __init__(self, number: int, message: str):
-        super().__init__(message)
+    def __init__(self, number: int, step: int, folder: Path):
+        name = signal.Signals(number).name
+        super().__init__(
+            f"Stopped by {name}: step {step} is saved in {folder}. "
+            "The same command goes on from there."
+        )
         self.exit_code = 128 + number  # as shells have it
 
 
-class _Run:
-    """One run of the loop: where it writes, and what it has to remember between steps."""
+class _Saver:
+    """When and where the state is saved."""
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        workdir: Path,
-        data: sources.Split,
-        num_steps: int,
-        after_checkpoint: Callable[[int], object] | None,
-    ):
-        self.config, self.data, self.num_steps = config, data, num_steps
-        self.after_checkpoint = after_checkpoint
+    def __init__(self, config: ConfigDict, workdir: Path, tell: AfterCheckpoint | None):
         self.folder = workdir / "checkpoints"
-        self.writer = checkpoint.Writer(
-            self.folder, config.checkpoint.keep, config.checkpoint.keep_every_steps
+        self.newest: int | None = None  # the step of the last good checkpoint
+        self._config, self._tell, self._time = config.checkpoint, tell, time.monotonic()
+        self._writer = checkpoint.Writer(
+            self.folder, self._config.keep, self._config.keep_every_steps
         )
-        self.scalars = summaries.Scalars(workdir, "train")
-        self.saved: int | None = None  # the step of the last good checkpoint
-        self.saved_at = time.monotonic()
-        self.all_finite = jax.jit(optim.all_finite)
+        self._all_finite = jax.jit(optim.all_finite)
 
-    def __call__(self, state: steps.TrainState, step: Callable) -> steps.TrainState:
-        mesh = parallel.make_mesh(self.config.num_devices)
-        state = parallel.replicate(self._resume(state), mesh)
-        first = int(state.step)
-        try:
-            with summaries.Display(self.num_steps, first) as self.display, _Stop() as stop:
-                if first < self.num_steps:
-                    checkpoint.mark_finished(self.folder, None)
-                    state = self._loop(state, step, mesh, stop)
-                else:
-                    self.display.line(f"Training has already ended at step {first}.")
-                    self._after_checkpoint()
-            checkpoint.mark_finished(self.folder, int(state.step))
+    def resume(self, state: steps.TrainState) -> steps.TrainState:
+        """The state of the last good checkpoint, or else `state`."""
+        self.newest = checkpoint.newest(self.folder, report=print)
+        if self.newest is None:
             return state
-        finally:
-            self.writer.close()
-            self.scalars.close()
+        print(f"Resuming from step {self.newest} in {self.folder}")
+        checkpoint.mark_finished(self.folder, None)
+        return checkpoint.restore(self.folder, self.newest, state)
 
-    def _resume(self, state: steps.TrainState) -> steps.TrainState:
-        self.saved = checkpoint.newest(self.folder, report=print)
-        if self.saved is None:
-            return state
-        print(f"Resuming from step {self.saved} in {self.folder}")
-        return checkpoint.restore(self.folder, self.saved, state)
-
-    def _loop(self, state, step, mesh, stop) -> steps.TrainState:
-        config = self.config
-        images, labels = parallel.replicate((self.data.images, self.data.labels), mesh)
-
-        def gather_and_step(state, index, images, labels):
-            return step(state, {"image": images[index], "label": labels[index]})
-
-        compiled = parallel.data_parallel(gather_and_step, mesh, sharded=(1,), donate=True)
-        first = int(state.step)
-        indices = partial(
-            batches.train_indices,
-            config.seed,
-            batch_size=config.batch_size,
-            num_images=len(self.data),
-        )
-        self.display.line(f"Compiling the training step for {mesh.size} device(s).")
-        compiled = compiled.lower(state, indices(first), images, labels).compile()
-
-        self.first, self.clock = first, _Clock(first)
-        unread = None  # the metrics of the step before: read once the next one is on its way
-        for number in range(first, self.num_steps):
-            state, metrics = compiled(state, indices(number), images, labels)
-            if unread is not None:
-                self._read(number - 1, unread)
-            unread = metrics
-            last = number + 1 == self.num_steps
-            if last or stop.signal or self._due(number + 1):
-                self._read(number, unread)
-                unread = None
-                self._save(state, number + 1)
-            if stop.signal and not last:
-                raise Interrupted(
-                    stop.signal,
-                    f"Stopped by {signal.Signals(stop.signal).name}: step {number + 1} is saved in "
-                    f"{self.folder}. The same command goes on from there.",
-                )
-        return state
-
-    def _read(self, number: int, metrics: Any) -> None:
-        """Checks the metrics of a step and, every log_every_steps, tells them."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            raise self._diverged(
-                f"The loss is {values['loss']} at step {number}, after steps {self.first} to "
-                f"{number - 1} with a finite one"
-            )
-        self.display.advance(number + 1, f"loss {values['loss']:.2f}")
-        if number % self.config.log_every_steps == 0:
-            seconds = self.clock.seconds_per_step(number)
-            batch_size = self.config.batch_size
-            self.display.line(summaries.train_line(number, values["loss"], batch_size, seconds))
-            values["examples_per_second"] = batch_size / seconds
-            self.scalars.write(number, values)
-
-    def _due(self, done: int) -> bool:
-        every, minutes = self.config.checkpoint.every_steps, self.config.checkpoint.every_minutes
-        by_steps = every and done % every == 0
-        by_time = minutes and time.monotonic() - self.saved_at >= 60 * minutes
+    def due(self, step: int) -> bool:
+        every, minutes = self._config.every_steps, self._config.every_minutes
+        by_steps = every and step % every == 0
+        by_time = minutes and time.monotonic() - self._time >= 60 * minutes
         return bool(by_steps or by_time)
 
-    def _save(self, state: steps.TrainState, done: int) -> None:
-        paused = time.monotonic()
-        if not self.all_finite(state.params):
-            raise self._diverged(f"The parameters are no longer finite after step {done - 1}")
-        self.writer.save(done, state)
-        self.saved, self.saved_at = done, time.monotonic()
-        self._after_checkpoint()
-        self.clock.pause(time.monotonic() - paused)
+    def save(self, step: int, state: steps.TrainState) -> None:
+        # The loss is of the parameters before the update, and does not show yet what that did.
+        if not self._all_finite(state.params):
+            raise self.diverged(f"The parameters are no longer finite after step {step - 1}")
+        self._writer.save(step, state)
+        self.newest, self._time = step, time.monotonic()
+        self.tell()
 
-    def _after_checkpoint(self) -> None:
-        if self.after_checkpoint and self.saved is not None:
-            self.writer.wait()
-            self.after_checkpoint(self.saved)
+    def tell(self) -> None:
+        """Calls `after_checkpoint`, once the last save is complete."""
+        if self._tell:
+            self._writer.wait()
+            self._tell(self.newest or 0)
 
-    def _diverged(self, what: str) -> UserError:
-        good = f"is {self.saved}, in {self.folder}" if self.saved else "does not exist yet"
+    def diverged(self, what: str) -> UserError:
+        good = (
+            "does not exist yet" if self.newest is None else f"is {self.newest}, in {self.folder}"
+        )
         return UserError(
             f"{what}. The last good checkpoint {good}. Try a lower --config.optim.learning_rate, "
             "--config.optim.warmup_epochs=1, or --config.dtype=float32."
         )
 
+    def finish(self, step: int) -> None:
+        self._writer.wait()
+        checkpoint.mark_finished(self.folder, step)
 
-class _Clock:
-    """Seconds per step between the lines of the log, without compilation, saves and evaluation."""
+    def close(self) -> None:
+        self._writer.close()
 
-    def __init__(self, first: int):
-        self._step, self._time = first, time.monotonic()
 
-    def pause(self, seconds: float) -> None:
-        self._time += seconds
+class _Log:
+    """Reads each step's metrics once the next step is on its way, and tells them by cadence."""
 
-    def seconds_per_step(self, number: int) -> float:
-        """Since the last call; `number` is the step that has just ended."""
-        now = time.monotonic()
-        seconds = (now - self._time) / (number + 1 - self._step)
-        self._step, self._time = number + 1, now
-        return max(seconds, 1e-9)
+    def __init__(self, config: ConfigDict, workdir: Path, num_steps: int, saver: _Saver):
+        self._config, self._saver = config, saver
+        self._scalars = summaries.Scalars(workdir, "train")
+        self._unread: tuple[int, steps.Metrics] | None = None
+
+    def start(self, display: summaries.Display, first: int) -> None:
+        """Starts the clock: `first` is about to run."""
+        self._display, self._first = display, first
+        self._since, self._time = first, time.monotonic()
+
+    def note(self, number: int, metrics: steps.Metrics) -> None:
+        """Takes the metrics of a step that has been dispatched; reads those of the one before."""
+        self.flush()
+        self._unread = number, metrics
+
+    def flush(self) -> None:
+        """Waits for the noted step. Raises UserError where its loss is NaN or infinite."""
+        if self._unread is None:
+            return
+        (number, metrics), self._unread = self._unread, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"]):
+            raise self._saver.diverged(
+                f"The loss is {values['loss']} at step {number}; it was finite in the steps "
+                f"{self._first} to {number - 1}"
+            )
+        self._display.advance(number + 1, f"loss {values['loss']:.2f}")
+        if number % self._config.log_every_steps == 0:
+            self._tell(number, values)
+
+    def _tell(self, number: int, values: dict[str, float]) -> None:
+        now, batch_size = time.monotonic(), self._config.batch_size
+        seconds = max(now - self._time, 1e-9) / (number + 1 - self._since)
+        self._since, self._time = number + 1, now
+        self._display.line(summaries.train_line(number, values["loss"], batch_size, seconds))
+        self._scalars.write(number, {**values, "examples_per_second": batch_size / seconds})
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps the time of saving and evaluating out of the seconds per batch."""
+        start = time.monotonic()
+        yield
+        self._time += time.monotonic() - start
+
+    def close(self) -> None:
+        self._scalars.close()
 
 
 class _Stop:
@@ -210,7 +238,10 @@ class _Stop:
         self.signal: int | None = None
 
     def __enter__(self) -> "_Stop":
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        # Python lets the main thread alone handle signals; elsewhere there are none to note.
+        main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data = data = ml_collections.ConfigDict()
     data.source = "cifar10"  # 'cifar10', 'cifar100', 'synthetic' or 'tfds'
-    data.dir = ""  # '': $CIFAR_JAX_DATA, else ~/.cache/cifar_jax (tfds: its own default)
+    data.dir = ""  # '': $CIFAR_JAX_DATA, else ~/.cache/cifar_jax (tfds has its own)
     data.tfds_name = "cifar10"  # what the source 'tfds' reads
     data.tfds_train_split = "train"
     data.tfds_test_split = "test"

@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
+from cifar_jax.data import sources
 from cifar_jax.errors import UsageError, UserError
 from tests.conftest import ROOT
 
@@ -118,6 +119,7 @@ def test_stored_config_says_where_it_comes_from(default, tmp_path):
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert set(record["versions"]) == {"python", *config_lib.LIBRARIES}
     assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", record["git_commit"])
+    default.data.dir = str(sources.data_dir(default.data))
     assert config_lib.load(tmp_path / "run").to_dict() == default.to_dict()
 
 

@@ -50,9 +50,14 @@ def load(config: ConfigDict, split: str) -> Split:
 
 
 def data_dir(config: ConfigDict) -> Path:
-    """`config.data.dir`, or $CIFAR_JAX_DATA, or ~/.cache/cifar_jax."""
-    folder = config.dir or os.environ.get("CIFAR_JAX_DATA") or "~/.cache/cifar_jax"
-    return Path(folder).expanduser().absolute()
+    """Absolute: `config.data.dir`, or $CIFAR_JAX_DATA, or ~/.cache/cifar_jax.
+
+    The source 'tfds' has a default folder of its own, ~/tensorflow_datasets.
+    """
+    default = os.environ.get("CIFAR_JAX_DATA") or "~/.cache/cifar_jax"
+    if config.source == "tfds":
+        default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(config.dir or default).expanduser().absolute()
 
 
 def image_size(source: str) -> int | None:
@@ -98,7 +103,7 @@ def _synthetic(config: ConfigDict, split: str) -> Split:
 
 def _tfds(config: ConfigDict, split: str) -> Split:
     name = config.tfds_train_split if split == "train" else config.tfds_test_split
-    return Split(*tfds.read(config.tfds_name, name, config.dir))
+    return Split(*tfds.read(config.tfds_name, name, str(data_dir(config))))
 
 
 _SOURCES: dict[str, Callable[[ConfigDict, str], Split]] = {

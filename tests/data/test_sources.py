@@ -57,10 +57,10 @@ def test_tfds_split_names_and_folder_come_from_the_config(config, monkeypatch):
         return np.zeros((1, 28, 28, 3), np.uint8), np.zeros(1, np.int32), ("zero",)
 
     monkeypatch.setattr(sources.tfds, "read", read)
-    config.data.update(source="tfds", tfds_name="svhn_cropped", tfds_train_split="extra", dir="D")
+    config.data.update(source="tfds", tfds_name="svhn_cropped", tfds_train_split="extra", dir="/D")
     sources.load(config.data, "train")
     sources.load(config.data, "test")
-    assert asked == [("svhn_cropped", "extra", "D"), ("svhn_cropped", "test", "D")]
+    assert asked == [("svhn_cropped", "extra", "/D"), ("svhn_cropped", "test", "/D")]
 
 
 def test_an_empty_split_is_refused(config, monkeypatch):
@@ -87,6 +87,8 @@ def test_the_folder_comes_from_config_then_environment_then_home(config, monkeyp
     monkeypatch.delenv("CIFAR_JAX_DATA")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert str(sources.data_dir(config.data)) == "/home/somebody/.cache/cifar_jax"
+    config.data.source = "tfds"
+    assert str(sources.data_dir(config.data)) == "/home/somebody/tensorflow_datasets"
 
 
 def test_the_first_use_downloads(config, tmp_path, monkeypatch):
