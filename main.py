@@ -51,6 +51,9 @@ def run(argv: list[str]) -> None:
 def main() -> int:
     if {"--help", "-h"} & set(sys.argv):
         print(f"{__doc__}\n{FLAGS.main_module_help()}")
+        print(
+            "  --config: The recipe, a file like configs/default.py; --config.a.b=c sets a field."
+        )
         return 0
     debug = "--debug" in sys.argv
     logging.basicConfig(format="%(message)s")
