@@ -1,5 +1,6 @@
 """Train and evaluate: `python main.py --config=configs/default.py --workdir=DIR`."""
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -45,7 +46,8 @@ def run(argv: list[str]) -> None:
     else:
         from cifar_jax.evaluate import Evaluator
 
-        train(config, workdir, after_checkpoint=Evaluator(config, workdir, **options).evaluate)
+        with contextlib.closing(Evaluator(config, workdir, **options)) as evaluator:
+            train(config, workdir, after_checkpoint=evaluator.evaluate)
 
 
 def main() -> int:

@@ -143,9 +143,13 @@ def check(path: Path) -> str:
     return ""
 
 
-def wait_for_new(folder: Path, after: int, seconds: float, report: Callable[[str], None]) -> int:
-    """Looks every `seconds` for a whole checkpoint later than `after`; returns -1 when there will
-    be none, because training has ended."""
+def wait_for_new(
+    folder: Path, after: int, seconds: float, report: Callable[[str], None]
+) -> int | None:
+    """Looks every `seconds` for a whole checkpoint later than `after`, and returns the newest.
+
+    Returns None where there will be none, because training has ended.
+    """
     while True:
         ended = finished(folder) is not None  # asked first: the last checkpoint precedes the mark
         later = [step for step in steps(folder) if step > after]
@@ -158,7 +162,7 @@ def wait_for_new(folder: Path, after: int, seconds: float, report: Callable[[str
             report(f"Checkpoint {step} is not used: {problem}.")
             after = max(after, step)
         if ended:
-            return -1
+            return None
         time.sleep(seconds)
 
 

@@ -1,5 +1,6 @@
 """The evaluation loop over the checkpoints of a workdir."""
 
+import contextlib
 from functools import partial
 from pathlib import Path
 
@@ -86,25 +87,26 @@ def evaluate(
 
     Raises UserError with `once` where there is no checkpoint yet.
     """
-    folder = workdir / "checkpoints"
+    folder, report = workdir / "checkpoints", partial(print, flush=True)
     evaluator = Evaluator(config, workdir, ema=ema, split=split, num_examples=num_examples)
-    done = -1
-    while True:
-        if once:
-            step = checkpoint.newest(folder, report=print)
-            if step is None:
+    with contextlib.closing(evaluator):
+        if not once and not checkpoint.steps(folder):
+            report(f"Waiting for the first checkpoint in {folder}")
+        done = -1
+        while True:
+            if once:
+                step = checkpoint.newest(folder, report)
+            else:
+                step = checkpoint.wait_for_new(folder, done, config.eval.poll_seconds, report)
+            if step is None and once:
                 raise UserError(f"No checkpoint in {folder} yet. Without --once, it is waited for.")
-        else:
-            if not checkpoint.steps(folder):
-                print(f"Waiting for the first checkpoint in {folder}", flush=True)
-            step = checkpoint.wait_for_new(folder, done, config.eval.poll_seconds, report=print)
-            if step < 0:
+            if step is None:
                 return
-        try:
-            evaluator.evaluate(step)
-        except FileNotFoundError:
-            print(f"Checkpoint {step} was deleted before it was read.", flush=True)
-            continue
-        done = step
-        if once:
-            return
+            try:
+                evaluator.evaluate(step)
+            except FileNotFoundError:
+                report(f"Checkpoint {step} was deleted before it was read.")
+                continue
+            if once:
+                return
+            done = step

@@ -122,6 +122,6 @@ def test_waiting_skips_to_the_newest_and_ends_with_training(folder):
     assert "is damaged" in lines[0]
     checkpoint.mark_finished(folder, 3)
     assert checkpoint.finished(folder) == 3
-    assert checkpoint.wait_for_new(folder, 3, 0.01, silent) == -1
+    assert checkpoint.wait_for_new(folder, 3, 0.01, silent) is None
     checkpoint.mark_finished(folder, None)
     assert checkpoint.finished(folder) is None

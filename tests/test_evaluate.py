@@ -1,5 +1,6 @@
 """The evaluation loop: every image once, averages or raw, checkpoints that come and go."""
 
+import contextlib
 import json
 import shutil
 import threading
@@ -141,6 +142,6 @@ def test_once_without_a_checkpoint(config, tmp_path):
 
 
 def test_training_calls_evaluation_in_one_process(config, tmp_path):
-    evaluator = evaluate.Evaluator(config, tmp_path)
-    train.train(config, tmp_path, after_checkpoint=evaluator.evaluate)
+    with contextlib.closing(evaluate.Evaluator(config, tmp_path)) as evaluator:
+        train.train(config, tmp_path, after_checkpoint=evaluator.evaluate)
     assert [record["step"] for record in records(tmp_path)] == [3, 6]

@@ -52,6 +52,7 @@ def test_train_then_evaluate(tiny, tmp_path):
 
     done = run("--mode=eval", "--workdir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     assert re.search(r"^\S+ \S+: precision @ 1 = 0\.\d{3}$", done.stdout, re.M)
     written = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert written == ["checkpoints", "config.json", "metrics.jsonl", "tensorboard"]
@@ -65,6 +66,7 @@ def test_train_then_evaluate(tiny, tmp_path):
 def test_train_and_eval_in_one_process(tiny, tmp_path):
     done = run("--mode=train_and_eval", "--noema", f"--workdir={tmp_path / 'run'}", *tiny)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     assert done.stdout.count("precision @ 1 = ") == 2
     again = run("--mode=train_and_eval", f"--workdir={tmp_path / 'run'}", *tiny)
     assert "Training has already ended at step 6." in again.stdout
