@@ -1,14 +1,15 @@
 """Train and evaluate: `python main.py --config=configs/default.py --workdir=DIR`."""
 
 import contextlib
-import logging
+import os
+import signal
 import sys
 from pathlib import Path
 
 from absl import flags
 
 from cifar_jax import runtime
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UsageError, UserError
 
 MODES = ("train", "eval", "train_and_eval")
 DEFAULT_CONFIG = str(Path(__file__).with_name("configs") / "default.py")
@@ -25,48 +26,48 @@ FLAGS = flags.FLAGS
 
 def run(argv: list[str]) -> None:
     """Parses the flags, settles the config and dispatches by --mode."""
+    signal.signal(signal.SIGINT, _leave)  # a KeyboardInterrupt is lost where JAX is imported
     from cifar_jax import config as config_lib
+    from cifar_jax.evaluate import Evaluator, evaluate
+    from cifar_jax.train import train
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config, overrides = config_lib.from_flags(argv, DEFAULT_CONFIG)
+    if not FLAGS.workdir:
+        raise UsageError("--workdir is empty, expected a folder.")
     workdir = Path(FLAGS.workdir)
     options = {"ema": FLAGS.ema, "split": FLAGS.split, "num_examples": FLAGS.num_examples}
     if FLAGS.mode == "eval":
-        from cifar_jax.evaluate import evaluate
-
         default = config_lib.read_default(DEFAULT_CONFIG)
         config = config_lib.load_for_eval(workdir, default, overrides, wait=not FLAGS.once)
         evaluate(config, workdir, once=FLAGS.once, **options)
         return
-
-    from cifar_jax.train import train
-
     config_lib.validate(config)
     if FLAGS.mode == "train":
         train(config, workdir)
-    else:
-        from cifar_jax.evaluate import Evaluator
+        return
+    with contextlib.closing(Evaluator(config, workdir, **options)) as evaluator:
+        train(config, workdir, after_checkpoint=evaluator.evaluate)
 
-        with contextlib.closing(Evaluator(config, workdir, **options)) as evaluator:
-            train(config, workdir, after_checkpoint=evaluator.evaluate)
+
+def _leave(*_: object) -> None:
+    os.write(sys.stderr.fileno(), b"Interrupted.\n")
+    os._exit(130)
 
 
 def main() -> int:
     if {"--help", "-h"} & set(sys.argv):
         print(f"{__doc__}\n{FLAGS.main_module_help()}")
-        print(
-            "  --config: The recipe, a file like configs/default.py; --config.a.b=c sets a field."
-        )
+        print("  --config: The recipe, a file as configs/default.py; --config.a.b=c sets a field.")
         return 0
-    debug = "--debug" in sys.argv
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("cifar_jax").setLevel(logging.DEBUG if debug else logging.WARNING)
-    runtime.start()
+    debug = bool({"--debug", "--debug=true"} & set(sys.argv))
+    runtime.start(debug)
     try:
         run(sys.argv)
     except UserError as error:
         if debug:
             raise
-        print(f"{error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

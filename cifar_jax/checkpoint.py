@@ -5,14 +5,16 @@ does not match, a checkpoint is not used: an interrupted write leaves nothing th
 bytes that changed on disk do not become parameters. Knows pytrees, nothing of training.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -22,18 +24,28 @@ from cifar_jax.errors import UserError
 
 _MANIFEST = "manifest.json"
 _FINISHED = "finished"
+_LOCK = "writer.lock"  # holds the number of the process
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax has not written to the end
 
 
 class Writer:
-    """Saves pytrees under rising steps, and keeps the newest `keep` and every `keep_every`-th."""
+    """Saves pytrees under rising steps, and keeps the newest `keep` and every `keep_every`-th.
 
-    def __init__(self, folder: Path, keep: int, keep_every: int = 0):
+    `after` is the step the run goes on from, None: from the start. What stands beyond it is of no
+    use, or `after` would be later, and is removed.
+    Raises UserError where `folder` cannot be written or another process is writing it.
+    """
+
+    def __init__(self, folder: Path, after: int | None, keep: int, keep_every: int = 0):
         self._folder, self._keep, self._keep_every = folder, keep, keep_every
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder)
             for remains in folder.glob(f"*{_UNFINISHED}*"):  # of a process that was killed
                 shutil.rmtree(remains)
+            for step in steps(folder):
+                if after is None or step > after:
+                    _remove(folder / str(step))
         except OSError as error:
             raise UserError(f"Cannot write to {folder}: {error.strerror}.") from error
         self._orbax = ocp.StandardCheckpointer()
@@ -48,8 +60,7 @@ class Writer:
         self.wait()
         path = self._folder / str(step)
         try:
-            # force: what stands there was left unsealed by a process that was killed.
-            self._orbax.save(path.absolute(), tree, force=True)
+            self._orbax.save(path.absolute(), tree)
         except OSError as error:
             raise _not_written(path, error) from error
         self._pending = self._thread.submit(self._seal, path)
@@ -61,10 +72,10 @@ class Writer:
             _write_manifest(path)
             for step in steps(self._folder)[: -self._keep]:
                 if not self._keep_every or step % self._keep_every:
-                    # The manifest first: whoever is reading is told that the rest goes.
-                    (self._folder / str(step) / _MANIFEST).unlink(missing_ok=True)
-                    shutil.rmtree(self._folder / str(step))
+                    _remove(self._folder / str(step))
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+            for remains in self._folder.glob(f"{path.name}{_UNFINISHED}*"):
+                shutil.rmtree(remains, ignore_errors=True)
             raise _not_written(path, error) from error
 
     def wait(self) -> None:
@@ -79,11 +90,37 @@ class Writer:
         finally:
             self._thread.shutdown()
             self._orbax.close()
+            self._lock.close()
+
+
+def _lock(folder: Path) -> TextIO:
+    """Holds `folder` for this process, until the file is closed or the process ends."""
+    file = (folder / _LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"Process {file.read().strip() or '?'} is writing to {folder}. "
+            "Stop it first, or choose another --workdir."
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _remove(path: Path) -> None:
+    # The manifest first: whoever is reading is told that the rest goes.
+    (path / _MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path)
 
 
 def _not_written(path: Path, error: Exception) -> UserError:
+    full = "No space left on device"
+    reason = full if full in str(error) else _first_line(error)
     return UserError(
-        f"Checkpoint {path} could not be written: {_first_line(error)}. "
+        f"Checkpoint {path} could not be written: {reason}. "
         "Earlier ones are untouched; make room there and start again to go on from the last."
     )
 
@@ -114,7 +151,8 @@ def restore(folder: Path, step: int, like: Any) -> Any:
 def steps(folder: Path) -> list[int]:
     """The steps of all checkpoints in `folder`, sealed or not, rising."""
     try:
-        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        entries = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
+        return sorted(int(path.name) for path in entries)
     except FileNotFoundError:
         return []
 
@@ -138,8 +176,10 @@ def check(path: Path) -> str:
                 return f"{name} is damaged"
     except FileNotFoundError as error:
         return f"{Path(error.filename).relative_to(path)} is missing"
-    except ValueError:
+    except (ValueError, AttributeError):  # no JSON, or no object
         return f"{_MANIFEST} is damaged"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
     return ""
 
 

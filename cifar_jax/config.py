@@ -27,6 +27,8 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # change when a run is resumed: its length, the rate, the batch size, how often it is saved.
 _IDENTITY = ("seed", "model", "data", "augment.crop_size", "optim.name")
 _MACHINE = ("data.dir",)  # where the same images lie on this machine
+# What decides whether the optimiser's state holds a velocity, or a loss scale.
+_STATE = {"optim.momentum": bool, "dtype": lambda dtype: dtype == "float16"}
 
 
 def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str, Any]]:
@@ -56,7 +58,9 @@ def read_default(default_file: str) -> ConfigDict:
 
 def _parse_error(error: Exception) -> UsageError:
     text = " ".join(str(error).replace("\\n", " ").split())
-    field = re.search(r"'(\w+)", text)
+    if "get_config" in text:
+        return UsageError("The file of --config has no function get_config.")
+    field = re.search(r'Key "(\w+)"', text) or re.search(r"'(\w+)", text)
     if isinstance(error, AttributeError | KeyError) and field:
         near = re.search(r'Did you mean "(\w+)"', text)
         hint = f" Did you mean '{near[1]}'?" if near else ""
@@ -192,12 +196,14 @@ def store(config: ConfigDict, workdir: Path) -> None:
         },
         "git_commit": _git_commit(),
     }
+    part = workdir / f"{FILE}.part"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        part = workdir / f"{FILE}.part"
         part.write_text(json.dumps(record, indent=2) + "\n")
         part.replace(workdir / FILE)
     except OSError as error:
+        if part.is_file():  # of a full disk
+            part.unlink()
         raise _unusable(workdir, error) from error
 
 
@@ -215,7 +221,8 @@ def load(workdir: Path) -> ConfigDict:
         return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
     try:
-        return ConfigDict(json.loads(path.read_text(), object_hook=restore_tuples)["config"])
+        record = json.loads(path.read_text(), object_hook=restore_tuples)
+        return ConfigDict(dict(record["config"]))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -240,7 +247,10 @@ def load_for_eval(
     except FileNotFoundError:
         raise UserError(f"{workdir} has no {FILE}: nothing was trained there.") from None
     config = ConfigDict(default.to_dict())
-    config.update(stored)
+    try:
+        config.update(stored)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{workdir / FILE} has a field of another type: {error}.") from error
     config.update_from_flattened_dict(overrides)
     check_fields(config, default)
     validate(config)
@@ -264,7 +274,9 @@ def check_same_run(config: ConfigDict, workdir: Path) -> list[str]:
     refused = [
         f"{path} is {old!r} there, {new!r} now"
         for path, old, new in changes
-        if path in _IDENTITY or path.split(".")[0] in _IDENTITY
+        if path in _IDENTITY
+        or path.split(".")[0] in _IDENTITY
+        or (path in _STATE and _STATE[path](old) != _STATE[path](new))
     ]
     if refused:
         raise UsageError(

@@ -38,8 +38,8 @@ class Evaluator:
         self._mesh = parallel.make_mesh(config.num_devices)
         step = partial(steps.eval_step, config=config, model=model)
         self._step = parallel.data_parallel(step, self._mesh, sharded=(1,), donate=False)
-        kind = "eval" if split == "test" else f"eval_{split}"
-        self._scalars = summaries.Scalars(workdir, kind)
+        self._workdir = workdir
+        self._scalars: summaries.Scalars | None = None  # opened by the first evaluation
 
     def evaluate(self, step: int) -> float:
         """Precision @ 1 of the checkpoint `step`; prints the tutorial's line, writes the scalars.
@@ -59,19 +59,21 @@ class Evaluator:
             cross_entropy += float(sums["cross_entropy"])
         assert count == self._num_examples, (count, self._num_examples)
         precision = correct / count
-        suffix = "" if self._ema else "_raw"
-        self._scalars.write(
-            step,
-            {
-                f"precision_at_1{suffix}": precision,
-                f"cross_entropy{suffix}": cross_entropy / count,
-            },
-        )
+        self._write(step, precision, cross_entropy / count)
         print(summaries.precision_line(precision), flush=True)
         return precision
 
+    def _write(self, step: int, precision: float, cross_entropy: float) -> None:
+        if self._scalars is None:
+            kind = "eval" if self._split == "test" else f"eval_{self._split}"
+            self._scalars = summaries.Scalars(self._workdir, kind)
+        suffix = "" if self._ema else "_raw"
+        values = {f"precision_at_1{suffix}": precision, f"cross_entropy{suffix}": cross_entropy}
+        self._scalars.write(step, values)
+
     def close(self) -> None:
-        self._scalars.close()
+        if self._scalars:
+            self._scalars.close()
 
 
 def evaluate(

@@ -123,8 +123,9 @@ def scale_loss(
     """Makes `optimizer` take the gradients of a scaled loss, where float16 would underflow.
 
     The loss is to be multiplied by `loss_scale(opt_state)`. Gradients that overflow are not
-    applied and halve the scale; after `patience` steps without, it doubles. (Micikevicius et al.,
-    Mixed Precision Training, section 3.2.)
+    applied and halve the scale; after `patience` steps without, it doubles. A step that was not
+    applied does not count for the schedule either. (Micikevicius et al., Mixed Precision Training,
+    section 3.2.)
     """
 
     def init(params):

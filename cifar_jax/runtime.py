@@ -17,11 +17,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _INT_MAX = 2**31 - 1
 
 
-def start() -> None:
+def start(debug: bool = False) -> None:
     """Sets up the environment for JAX, which must not be imported yet. What the user has set stays.
 
-    Both settings concern CPUs alone; a GPU's run does not notice them.
+    Both settings concern CPUs alone; a GPU's run does not notice them. With `debug`, says what was
+    set; without, the libraries' own logs of what we report in a line are silent.
     """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("cifar_jax").setLevel(logging.DEBUG if debug else logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.WARNING if debug else logging.CRITICAL)
     _set_cpu_flag()
     _keep_memory()
 

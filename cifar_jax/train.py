@@ -47,23 +47,28 @@ def train(
         steps.train_step, config=config, model=model, optimizer=optimizer, schedule=schedule
     )
 
-    config_lib.store(config, workdir)  # whatever could be refused has been
+    folder = workdir / "checkpoints"
+    newest = checkpoint.newest(folder, report=print)
+    if newest is not None:
+        state = checkpoint.restore(folder, newest, state)
+        print(f"Resuming from step {newest} in {folder}")
+    config_lib.store(config, workdir)  # from here on, and no earlier, something is written
     for change in changes:
-        print(f"Resuming with another config: {change}")
-    saver = _Saver(config, workdir, after_checkpoint)
-    log = _Log(config, workdir, num_steps, saver)
-    try:
-        state = saver.resume(state)
+        print(f"With another config: {change}")
+
+    with (
+        contextlib.closing(_Saver(config, folder, newest, after_checkpoint)) as saver,
+        contextlib.closing(_Log(config, workdir, saver)) as log,
+    ):
         if int(state.step) < num_steps:
+            checkpoint.mark_finished(folder, None)
             state = _loop(config, data, state, step, num_steps, log, saver)
+            saver.wait()
+            checkpoint.mark_finished(folder, int(state.step))
         else:
             print(f"Training has already ended at step {state.step}.")
             saver.tell()
-        saver.finish(int(state.step))
-        return state
-    finally:
-        log.close()
-        saver.close()
+    return state
 
 
 def _loop(
@@ -84,19 +89,22 @@ def _loop(
 
     with summaries.Display(num_steps, first) as display, _Stop() as stop:
         display.line(get_parameter_overview(state.params, include_stats=False))
+        if mesh.size < config.num_devices:
+            display.line(f"{config.num_devices} devices were asked for; there are {mesh.size}.")
         display.line(f"Compiling the training step for {mesh.size} device(s).")
         compiled = _compile(step, mesh, state, indices(first), images, labels)
         log.start(display, first)
         for number in range(first, num_steps):
             state, metrics = compiled(state, indices(number), images, labels)
             log.note(number, metrics)
-            last = number + 1 == num_steps
-            if last or stop.signal or saver.due(number + 1):
+            last, stopped = number + 1 == num_steps, stop.signal
+            if last or stopped or saver.due(number + 1):
                 log.flush()
                 with log.paused():
                     saver.save(number + 1, state)
-            if stop.signal and not last:
-                raise Interrupted(stop.signal, number + 1, saver.folder)
+            if stopped and not last:
+                saver.wait()
+                raise Interrupted(stopped, number + 1, saver.folder)
     return state
 
 
@@ -125,26 +133,18 @@ class Interrupted(UserError):
 class _Saver:
     """When and where the state is saved."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, tell: AfterCheckpoint | None):
-        self.folder = workdir / "checkpoints"
-        self.newest: int | None = None  # the step of the last good checkpoint
-        self._config, self._tell, self._time = config.checkpoint, tell, time.monotonic()
+    def __init__(
+        self, config: ConfigDict, folder: Path, newest: int | None, tell: AfterCheckpoint | None
+    ):
+        self.folder, self._checkpoint, self._tell = folder, config.checkpoint, tell
+        self._newest, self._time = newest, time.monotonic()  # of the last good checkpoint
         self._writer = checkpoint.Writer(
-            self.folder, self._config.keep, self._config.keep_every_steps
+            folder, newest, self._checkpoint.keep, self._checkpoint.keep_every_steps
         )
         self._all_finite = jax.jit(optim.all_finite)
 
-    def resume(self, state: steps.TrainState) -> steps.TrainState:
-        """The state of the last good checkpoint, or else `state`."""
-        self.newest = checkpoint.newest(self.folder, report=print)
-        if self.newest is None:
-            return state
-        print(f"Resuming from step {self.newest} in {self.folder}")
-        checkpoint.mark_finished(self.folder, None)
-        return checkpoint.restore(self.folder, self.newest, state)
-
     def due(self, step: int) -> bool:
-        every, minutes = self._config.every_steps, self._config.every_minutes
+        every, minutes = self._checkpoint.every_steps, self._checkpoint.every_minutes
         by_steps = every and step % every == 0
         by_time = minutes and time.monotonic() - self._time >= 60 * minutes
         return bool(by_steps or by_time)
@@ -154,27 +154,25 @@ class _Saver:
         if not self._all_finite(state.params):
             raise self.diverged(f"The parameters are no longer finite after step {step - 1}")
         self._writer.save(step, state)
-        self.newest, self._time = step, time.monotonic()
+        self._newest, self._time = step, time.monotonic()
         self.tell()
 
     def tell(self) -> None:
         """Calls `after_checkpoint`, once the last save is complete."""
-        if self._tell:
-            self._writer.wait()
-            self._tell(self.newest or 0)
+        if self._tell and self._newest is not None:
+            self.wait()
+            self._tell(self._newest)
 
     def diverged(self, what: str) -> UserError:
-        good = (
-            "does not exist yet" if self.newest is None else f"is {self.newest}, in {self.folder}"
-        )
+        newest = self._newest
+        good = "does not exist yet" if newest is None else f"is {newest}, in {self.folder}"
         return UserError(
             f"{what}. The last good checkpoint {good}. Try a lower --config.optim.learning_rate, "
             "--config.optim.warmup_epochs=1, or --config.dtype=float32."
         )
 
-    def finish(self, step: int) -> None:
+    def wait(self) -> None:
         self._writer.wait()
-        checkpoint.mark_finished(self.folder, step)
 
     def close(self) -> None:
         self._writer.close()
@@ -183,7 +181,7 @@ class _Saver:
 class _Log:
     """Reads each step's metrics once the next step is on its way, and tells them by cadence."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, num_steps: int, saver: _Saver):
+    def __init__(self, config: ConfigDict, workdir: Path, saver: _Saver):
         self._config, self._saver = config, saver
         self._scalars = summaries.Scalars(workdir, "train")
         self._unread: tuple[int, steps.Metrics] | None = None
@@ -205,9 +203,10 @@ class _Log:
         (number, metrics), self._unread = self._unread, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not math.isfinite(values["loss"]):
+            before = f"; it was finite in the steps {self._first} to {number - 1}"
             raise self._saver.diverged(
-                f"The loss is {values['loss']} at step {number}; it was finite in the steps "
-                f"{self._first} to {number - 1}"
+                f"The loss is {values['loss']} at step {number}"
+                + (before if number > self._first else ", the first one")
             )
         self._display.advance(number + 1, f"loss {values['loss']:.2f}")
         if number % self._config.log_every_steps == 0:

@@ -16,7 +16,7 @@ def folder(tmp_path):
 
 
 def save(folder, *steps, keep=9, keep_every=0):
-    writer = checkpoint.Writer(folder, keep, keep_every)
+    writer = checkpoint.Writer(folder, checkpoint.newest(folder, print), keep, keep_every)
     for step in steps:
         writer.save(step, {**TREE, "a": TREE["a"] + step})
     writer.close()
@@ -95,12 +95,12 @@ def test_another_structure_is_refused(folder, like):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write to .*file/checkpoints: Not a directory"):
-        checkpoint.Writer(tmp_path / "file" / "checkpoints", 1)
+        checkpoint.Writer(tmp_path / "file" / "checkpoints", None, keep=1)
 
 
 def test_a_failed_save_is_reported_and_leaves_the_others(folder, monkeypatch):
     save(folder, 1)
-    writer = checkpoint.Writer(folder, 9)
+    writer = checkpoint.Writer(folder, 1, keep=9)
 
     def full(path):
         raise OSError(28, "No space left on device")

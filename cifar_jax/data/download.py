@@ -31,7 +31,7 @@ from cifar_jax.errors import UserError
 
 ATTEMPTS = 6  # connections to one archive, the first one included
 RETRY_SECONDS = 1.0  # before the first retry; grows by as much with each one
-OPEN_SECONDS = 8.0  # for name look-up, connection and the server's first answer together
+OPEN_SECONDS = 5.0  # for name look-up, connection and the server's first answer together
 SOCKET_SECONDS = 5.0  # without a byte, after which a connection counts as lost
 CHUNK_BYTES = 1 << 18
 

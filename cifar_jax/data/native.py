@@ -76,6 +76,10 @@ def read_names(path: Path, num_classes: int) -> tuple[str, ...]:
         names = tuple(line for line in path.read_text().splitlines() if line.strip())
     except FileNotFoundError:
         names = tuple(str(n) for n in range(num_classes))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); expected a class name a line."
+        ) from error
     if len(names) != num_classes:
         raise UserError(f"{path} names {len(names)} classes, expected {num_classes}.")
     return names
@@ -95,7 +99,8 @@ def write_folder(
         write(part / "test_batch.bin", *test)
         (part / "batches.meta.txt").write_text("\n".join(names) + "\n")
         part.rename(folder)
-    except OSError:
+    except BaseException as error:  # Ctrl-C, too
         shutil.rmtree(part, ignore_errors=True)
-        if not folder.is_dir():  # else another process was first, with the same content
+        # Where another process was first, its folder has the same content.
+        if not (isinstance(error, OSError) and folder.is_dir()):
             raise
