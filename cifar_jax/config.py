@@ -58,8 +58,11 @@ def read_default(default_file: str) -> ConfigDict:
 
 def _parse_error(error: Exception) -> UsageError:
     text = " ".join(str(error).replace("\\n", " ").split())
-    if "get_config" in text:
+    if text.endswith("has no attribute 'get_config'"):
         return UsageError("The file of --config has no function get_config.")
+    if place := re.search(r'File "([^"]+)", line (\d+), in get_config', text):
+        last = str(error).strip().splitlines()[-1].partition(": ")[2]
+        return UsageError(f"--config={place[1]}, line {place[2]}: {last}")
     field = re.search(r'Key "(\w+)"', text) or re.search(r"'(\w+)", text)
     if isinstance(error, AttributeError | KeyError) and field:
         near = re.search(r'Did you mean "(\w+)"', text)

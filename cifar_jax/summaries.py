@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,7 +72,7 @@ class Scalars:
     def __init__(self, workdir: Path, kind: str):
         from tensorboardX import SummaryWriter  # protobuf: half a second that not all modes need
 
-        self._kind = kind
+        self._kind, self._warned = kind, False
         try:
             self._events = SummaryWriter(str(workdir / "tensorboard" / kind))
             self._lines = (workdir / "metrics.jsonl").open("a")
@@ -83,9 +84,21 @@ class Scalars:
             self._events.add_scalar(name, value, step)
         record = {"kind": self._kind, "step": step, **values}
         # One write of a whole line: training and evaluation append to the same file.
-        self._lines.write(json.dumps(record) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps(record) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        """A log that cannot be written is not worth a run: it is said once."""
+        if not self._warned:
+            print(f"Scalars are not written any more: {error.strerror}.", file=sys.stderr)
+        self._warned = True
 
     def close(self) -> None:
-        self._events.close()
-        self._lines.close()
+        for file in (self._events, self._lines):
+            try:
+                file.close()
+            except OSError as error:
+                self._warn(error)

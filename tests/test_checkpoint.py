@@ -1,5 +1,7 @@
 """Checkpoints: what is written is read, and what is not whole is not used."""
 
+import os
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,8 +44,9 @@ def test_the_newest_and_every_kth_are_kept(folder):
 
 
 def damage(path):
-    """Flips one bit in the largest file: Orbax alone restores that without a word."""
-    file = max((f for f in path.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    """Flips one bit in the largest file of Orbax, which restores that without a word."""
+    files = [f for f in path.rglob("*") if f.is_file() and f.name != "manifest.json"]
+    file = max(files, key=lambda f: f.stat().st_size)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
@@ -55,6 +58,7 @@ def damage(path):
         (damage, "is damaged"),
         (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing"),
         (lambda path: (path / "manifest.json").write_text("{"), "manifest.json is damaged"),
+        (lambda path: (path / "manifest.json").write_text("[]"), "manifest.json is damaged"),
         (lambda path: (path / "_METADATA").unlink(), "_METADATA is missing"),
     ],
 )
@@ -77,6 +81,26 @@ def test_remains_of_a_killed_writer_are_cleared_away(folder):
     assert checkpoint.newest(folder, silent) == 1
     save(folder, 3)
     assert not remains.exists()
+
+
+def test_a_broken_later_checkpoint_does_not_cost_the_good_one(folder):
+    """With keep=1 it would otherwise be the newest, and the one just written the one to remove."""
+    save(folder, 3, 6)
+    (folder / "6" / "manifest.json").unlink()
+    writer = checkpoint.Writer(folder, 3, keep=1)
+    assert checkpoint.steps(folder) == [3]  # what stands beyond will be written again
+    writer.save(5, TREE)
+    writer.close()
+    assert checkpoint.steps(folder) == [5]
+    assert checkpoint.newest(folder, silent) == 5
+
+
+def test_a_folder_has_one_writer_at_a_time(folder):
+    writer = checkpoint.Writer(folder, None, keep=1)
+    with pytest.raises(UserError, match=rf"Process {os.getpid()} is writing to .*--workdir"):
+        checkpoint.Writer(folder, None, keep=1)
+    writer.close()
+    checkpoint.Writer(folder, None, keep=1).close()
 
 
 def test_a_deleted_checkpoint_is_file_not_found(folder):

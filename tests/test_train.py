@@ -4,12 +4,13 @@ import json
 import os
 import re
 import signal
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from cifar_jax import checkpoint, steps, train
+from cifar_jax import checkpoint, steps, summaries, train
 from cifar_jax.errors import UsageError, UserError
 
 
@@ -61,6 +62,86 @@ def test_a_resumed_run_gives_the_bytes_of_the_uninterrupted_one(
     assert state_bytes(train.train(config, tmp_path)) == expected
     assert "Resuming from step" in capsys.readouterr().out
     assert checkpoint.finished(tmp_path / "checkpoints") == 6
+
+
+def test_a_signal_between_two_looks_is_not_taken_for_saved(config, tmp_path, monkeypatch):
+    """It comes while the loop asks whether a checkpoint is due: the next step sees it."""
+    original = train._Saver.due
+
+    def due(self, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, step)
+
+    monkeypatch.setattr(train._Saver, "due", due)
+    with pytest.raises(train.Interrupted, match="step 3 is saved"):
+        train.train(config, tmp_path)
+    assert checkpoint.newest(tmp_path / "checkpoints", print) == 3
+
+
+def test_the_second_signal_does_what_it_did_before():
+    before = signal.getsignal(signal.SIGINT)
+    with train._Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("optim.momentum", 0.9), ("dtype", "float16"), ("model.name", "other")]
+)
+def test_a_resume_that_cannot_work_changes_nothing(config, tmp_path, field, value):
+    config.num_steps = 3
+    train.train(config, tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UsageError, match=f"{field} is .* there, {value!r} now"):
+        train.train(config, tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_mark_of_an_earlier_end_is_taken_away(config, tmp_path):
+    """Though no checkpoint is left: a follower would take it for the end of this run."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    checkpoint.mark_finished(folder, 3)
+    seen = []
+    train.train(
+        config, tmp_path, after_checkpoint=lambda _: seen.append(checkpoint.finished(folder))
+    )
+    assert seen == [None, None]
+    assert checkpoint.finished(folder) == 6
+
+
+def test_the_metrics_before_a_checkpoint_are_read_before_it(config, tmp_path):
+    """A checkpoint whose last loss nobody looked at could be of a run that had diverged."""
+    read = []
+
+    class Log(train._Log):
+        def _tell(self, number, values):
+            read.append(number)
+
+    config.log_every_steps = 1
+    original, train._Log = train._Log, Log
+    try:
+        train.train(config, tmp_path, after_checkpoint=lambda step: read.append(f"saved {step}"))
+    finally:
+        train._Log = original
+    assert read == [0, 1, 2, "saved 3", 3, 4, 5, "saved 6"]
+
+
+def test_the_time_of_saving_is_not_the_steps(config, tmp_path, capsys):
+    log = train._Log(config, tmp_path, None)
+    with summaries.Display(6, 0) as display:
+        log.start(display, 0)
+        with log.paused():
+            time.sleep(1.0)
+        log._tell(0, {"loss": 1.0})
+    log.close()
+    seconds = float(re.search(r"(\S+) sec/batch", capsys.readouterr().out)[1])
+    assert seconds < 0.5
 
 
 def test_a_damaged_last_checkpoint_costs_steps_but_no_bit(config, tmp_path, uninterrupted, capsys):

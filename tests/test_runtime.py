@@ -1,0 +1,35 @@
+"""The environment before JAX starts: what the user has set stays, what jaxlib lacks is left out."""
+
+import os
+
+import pytest
+
+from cifar_jax import runtime
+
+
+@pytest.fixture
+def flags(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    return monkeypatch
+
+
+def test_the_flag_is_added_to_the_users_own(flags):
+    flags.setenv("XLA_FLAGS", "--xla_dump_to=somewhere")
+    runtime.start()
+    first, second = os.environ["XLA_FLAGS"].split()
+    assert first == "--xla_dump_to=somewhere"
+    assert second.startswith("--xla_cpu_experimental_ynn_fusion_type=")
+
+
+def test_what_the_user_has_set_stays(flags):
+    flags.setenv("XLA_FLAGS", f"{runtime._CPU_FLAG}=SOMETHING")
+    runtime.start()
+    assert os.environ["XLA_FLAGS"] == f"{runtime._CPU_FLAG}=SOMETHING"
+
+
+@pytest.mark.parametrize("part", ["_CPU_FLAG", "_CPU_VALUE"])
+def test_a_jaxlib_that_does_not_know_the_flag_is_left_alone(flags, part):
+    """XLA would end the process."""
+    flags.setattr(runtime, part, "--xla_no_such_flag")
+    runtime.start()
+    assert "XLA_FLAGS" not in os.environ
