@@ -1,0 +1,154 @@
+"""The task in this project: its model, optimiser, replicas. Run by `python -m benchmarks.compare`.
+
+Whoever imports this module calls `cifar_jax.runtime.start()` first, before JAX starts.
+
+Variants: "bare" takes standardised images, as the other frameworks do; "program" is the step that
+`main.py` runs, from uint8 images on the device, gathered and distorted.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import lax
+from ml_collections import ConfigDict
+
+from benchmarks import task
+from cifar_jax import config as config_lib
+from cifar_jax import optim, parallel, steps
+from cifar_jax.data import batches as batches_lib
+from cifar_jax.data import sources
+
+_DEFAULT = Path(__file__).parent.parent / "configs" / "default.py"
+_NUM_TRAIN, _NUM_STEPS = 50_000, 100_000  # the tutorial's, for the schedule
+
+
+def gradients(params: Any, images: jax.Array, labels: jax.Array, *, model: nn.Module) -> Any:
+    """The mean cross-entropy of all replicas' images, and its gradient."""
+
+    def loss_fn(params):
+        logits = steps.predict(model, params, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    params = lax.pcast(params, parallel.AXIS, to="varying")
+    return lax.pmean(jax.value_and_grad(loss_fn)(params), parallel.AXIS)
+
+
+def train_step(
+    state: steps.TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    config: ConfigDict,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+) -> tuple[steps.TrainState, jax.Array]:
+    """`steps.train_step` of images that are standardised already; with the loss alone as metric."""
+    cross_entropy, gradient = gradients(state.params, images, labels, model=model)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    loss = cross_entropy + optim.l2_penalty(state.params, config.optim)
+    params = optax.apply_updates(state.params, updates)
+    return steps.TrainState(state.step + 1, params, opt_state), loss
+
+
+class JaxCNN:
+    """A task.Contender."""
+
+    def __init__(self, weights: task.Weights, batches: list[task.Batch]):
+        self._config = config = config_lib.read_default(str(_DEFAULT))
+        schedule = optim.make_schedule(config.optim, _NUM_TRAIN / config.batch_size, _NUM_STEPS)
+        self._model = model = steps.make_model(config, task.NUM_CLASSES)
+        self._optimizer = steps.make_optimizer(config, schedule)
+        self._mesh = parallel.make_mesh(config.num_devices)
+        self._first = weights
+        self._batches = [tuple(map(jnp.asarray, batch)) for batch in batches]
+        step = partial(train_step, config=config, model=model, optimizer=self._optimizer)
+        self._train_step = parallel.data_parallel(step, self._mesh, sharded=(1, 2), donate=True)
+        self._logits = jax.jit(partial(steps.predict, model))
+        self._eval_step = jax.jit(lambda *args: steps.predict(model, *args).argmax(-1))
+        self.reset()
+
+    def reset(self) -> None:
+        params = jax.tree.map(jnp.array, self._first)  # copies, for the step to reuse
+        state = steps.TrainState(jnp.int32(0), params, self._optimizer.init(params))
+        self._state = parallel.replicate(state, self._mesh)
+
+    def train(self, steps: int) -> None:
+        for number in range(steps):
+            batch = self._batches[number % len(self._batches)]
+            self._state, _ = self._train_step(self._state, *batch)
+        jax.block_until_ready(self._state)
+
+    def evaluate(self, steps: int) -> None:
+        for number in range(steps):
+            images, _ = self._batches[number % len(self._batches)]
+            classes = self._eval_step(self._state.params, images)
+        jax.block_until_ready(classes)
+
+    def outcome(self) -> task.Outcome:
+        self.reset()
+        params, (images, labels) = self._state.params, self._batches[0]
+        compiled = parallel.data_parallel(
+            partial(gradients, model=self._model), self._mesh, sharded=(1, 2), donate=False
+        )
+        _, gradient = compiled(params, images, labels)
+        decay = jax.grad(optim.l2_penalty)(params, self._config.optim)
+        gradient = jax.tree.map(jnp.add, gradient, decay)
+        logits, classes = self._logits(params, images), self._eval_step(params, images)
+        self._state, loss = self._train_step(self._state, images, labels)
+        return {
+            **jax.device_get({"logits": logits, "classes": classes, "loss": loss}),
+            **task.flat_names("gradient", jax.device_get(gradient)),
+            **task.flat_names("updated", jax.device_get(self._state.params)),
+        }
+
+
+class ProgramStep:
+    """The step of `main.py` on the built-in dataset, in a plain loop around it.
+
+    Which images form a step is settled before the clock starts: what the loop of the program adds
+    to its compiled step is what `whole_program.py` is there to see.
+    """
+
+    def __init__(self, batch_size: int):
+        config = config_lib.read_default(str(_DEFAULT))
+        config.data.source, config.batch_size = "synthetic", batch_size
+        data = sources.load(config.data, "train")
+        schedule = optim.make_schedule(config.optim, len(data) / batch_size, _NUM_STEPS)
+        model = steps.make_model(config, len(data.class_names))
+        optimizer = steps.make_optimizer(config, schedule)
+        step = partial(
+            steps.train_step, config=config, model=model, optimizer=optimizer, schedule=schedule
+        )
+
+        def gather_and_step(state, index, images, labels):
+            return step(state, {"image": images[index], "label": labels[index]})
+
+        mesh = parallel.make_mesh(config.num_devices)
+        self._step = parallel.data_parallel(gather_and_step, mesh, sharded=(1,), donate=True)
+        self._first = lambda: parallel.replicate(steps.init_state(config, model, optimizer), mesh)
+        self._data = parallel.replicate((data.images, data.labels), mesh)
+        self._indices = [
+            batches_lib.train_indices(config.seed, number, batch_size, len(data))
+            for number in range(len(data) // batch_size)
+        ]
+        self.reset()
+
+    def reset(self) -> None:
+        self._state = self._first()
+
+    def train(self, steps: int) -> None:
+        for number in range(steps):
+            index = self._indices[number % len(self._indices)]
+            self._state, _ = self._step(self._state, index, *self._data)
+        jax.block_until_ready(self._state)
+
+
+def make(variant: str, batch_size: int) -> JaxCNN | ProgramStep:
+    if variant == "program":
+        return ProgramStep(batch_size)
+    return JaxCNN(task.make_weights(), task.make_batches(batch_size))
