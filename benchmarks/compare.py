@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import report, task, whole_program
-from benchmarks.worker import KINDS, OURS, Speed, Worker, installed
+from benchmarks.worker import KINDS, OURS, Speed, Worker, WorkerError, installed
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -96,7 +96,9 @@ def compare(
             workers = [stack.enter_context(Worker(name, batch_size)) for name in names]
             lines = check(workers)
             if lines:
-                raise Disagreement("\n".join(lines))
+                raise Disagreement(
+                    "\n".join(["Nothing is timed: not all compute the same.", *lines])
+                )
             say(f"Batch {batch_size}: all compute the same. Timing {rounds} rounds.")
             speeds |= race(workers, rounds)
     return speeds
@@ -115,15 +117,15 @@ def main(argv: Sequence[str]) -> int:
     names = present(KINDS, installed, say)
     try:
         speeds = compare(names, args.batch or [128, 512], args.rounds, say)
-    except Disagreement as error:
-        print(f"Nothing is timed: not all compute the same.\n{error}", file=sys.stderr)
+        console.print(report.table(speeds))
+        program = None
+        if not args.no_whole_program:
+            say(f"The whole program: {args.program_steps} steps of main.py and as many bare ones.")
+            program = whole_program.measure(args.program_steps)
+            say(report.program_line(program))
+    except (Disagreement, WorkerError) as error:
+        print(error, file=sys.stderr)
         return 1
-    console.print(report.table(speeds))
-    program = None
-    if not args.no_whole_program:
-        say(f"The whole program: {args.program_steps} steps of main.py and as many bare ones.")
-        program = whole_program.measure(args.program_steps)
-        say(report.program_line(program))
     if args.json:
         args.json.write_text(json.dumps(report.as_json(speeds, program), indent=2) + "\n")
     return 0

@@ -95,13 +95,11 @@ def measure(steps: int) -> WholeProgram:
     program, bare = [], []
     with tempfile.TemporaryDirectory() as folder:
         data = {"CIFAR_JAX_DATA": str(Path(folder) / "data")}
-        with (
-            Program(Path(folder) / "run", {**environment(), **data}) as main,
-            Worker(PROGRAM_STEP, BATCH, data) as worker,
-        ):
-            main.advance(WARM_UP)
-            worker.block("train", WARM_UP)
-            for _ in range(-(-steps // SLICE)):
-                program.append(main.advance(SLICE))
-                bare.append(worker.block("train", SLICE).seconds)
+        with Program(Path(folder) / "run", {**environment(), **data}) as main:
+            main.advance(WARM_UP)  # draws the images, too
+            with Worker(PROGRAM_STEP, BATCH, data) as worker:
+                worker.block("train", WARM_UP)
+                for _ in range(-(-steps // SLICE)):
+                    program.append(main.advance(SLICE))
+                    bare.append(worker.block("train", SLICE).seconds)
     return WholeProgram(program, bare)

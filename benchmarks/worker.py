@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 WARM_UP = 2  # steps, before each block
 BLOCK_SECONDS = 1.0
 QUIET = 0.04  # of the CPU may go to other processes; a block with more is measured again
-ATTEMPTS = 5  # on a machine that is never quiet, the quietest of so many blocks
+ATTEMPTS = 3  # on a machine that is never quiet, the quietest of so many blocks
 
 
 class Kind(NamedTuple):
@@ -184,7 +184,7 @@ def answer(contender: task.Contender, command: str) -> dict[str, Any]:
     if verb == "check":
         np.savez(argument, **cast(dict[str, Any], contender.outcome()))
         return {"written": argument}
-    run = {"train": contender.train, "evaluate": contender.evaluate}[verb]
+    run = contender.train if verb == "train" else contender.evaluate
     contender.reset()
     run(WARM_UP)
     with Clock() as clock:
