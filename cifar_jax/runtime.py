@@ -20,14 +20,23 @@ _INT_MAX = 2**31 - 1
 def start(debug: bool = False) -> None:
     """Sets up the environment for JAX, which must not be imported yet. What the user has set stays.
 
-    Both settings concern CPUs alone; a GPU's run does not notice them. With `debug`, says what was
-    set; without, the libraries' own logs of what we report in a line are silent.
+    Compiled steps are cached between starts. Flag and allocator concern CPUs alone; a GPU's run
+    does not notice them. With `debug`, says what was set; without, the libraries' own logs of what
+    we report in a line are silent.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cifar_jax").setLevel(logging.DEBUG if debug else logging.WARNING)
     logging.getLogger("absl").setLevel(logging.WARNING if debug else logging.CRITICAL)
+    _cache_compilations()
     _set_cpu_flag()
     _keep_memory()
+
+
+def _cache_compilations() -> None:
+    folder = Path("~/.cache/cifar_jax/compiled").expanduser()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    _log.debug("Compiled steps are kept in %s", os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 def _set_cpu_flag() -> None:

@@ -33,3 +33,13 @@ def test_a_jaxlib_that_does_not_know_the_flag_is_left_alone(flags, part):
     flags.setattr(runtime, part, "--xla_no_such_flag")
     runtime.start()
     assert "XLA_FLAGS" not in os.environ
+
+
+def test_compilations_are_cached_where_the_user_wants(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # of the user: none
+    runtime.start()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    runtime.start()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / ".cache/cifar_jax/compiled")
