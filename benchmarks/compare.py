@@ -31,12 +31,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=15, help="blocks of each contender")
-    parser.add_argument("--batch", type=int, action="append", help="128 and 512 by default")
+    parser.add_argument("--rounds", type=positive, default=15, help="blocks of each contender")
+    parser.add_argument("--batch", type=positive, action="append", help="128 and 512 by default")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--no-whole-program", action="store_true", help="leave main.py out")
-    parser.add_argument("--program-steps", type=int, default=1_000, help="of main.py")
-    return parser.parse_args(argv)
+    parser.add_argument("--program-steps", type=positive, default=1_000, help="of main.py")
+    args = parser.parse_args(argv)
+    if args.json and not args.json.parent.is_dir():  # said now, and not after ten minutes
+        parser.error(f"--json: there is no folder {args.json.parent}")
+    return args
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def present(

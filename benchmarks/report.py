@@ -18,7 +18,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.whole_program import WholeProgram
-from benchmarks.worker import KINDS, OURS, Speed
+from benchmarks.worker import KINDS, OURS, QUIET, Speed
 
 BATCH = 128  # of the figures whose names do not say another
 ENOUGH = 3
@@ -86,8 +86,8 @@ def ratios(speeds: Speeds) -> dict[str, float]:
 def table(speeds: Speeds) -> Table:
     """A line for each case: images/s and the ratio, each as its median and quartiles."""
     result = Table(title="A ratio above 1: this project is faster", box=box.SIMPLE_HEAD)
-    result.add_column("")
-    for heading in ("images/s", "quartiles", "ratio", "quartiles", "quiet rounds"):
+    result.add_column("", no_wrap=True)
+    for heading in ("images/s", "quartiles", "ratio", "quartiles", "quiet"):
         result.add_column(heading, justify="right", no_wrap=True)
     for case, measured in speeds.items():
         speed = images_per_second(measured)
@@ -105,11 +105,13 @@ def table(speeds: Speeds) -> Table:
 
 
 def program_line(program: WholeProgram) -> str:
-    slices = [bare / whole for whole, bare in zip(program.program, program.bare, strict=True)]
+    pairs = list(zip(program.program, program.bare, strict=True))
+    slices = spread([bare.seconds / whole.seconds for whole, bare in pairs])
+    quiet = sum(max(whole.others, bare.others) <= QUIET for whole, bare in pairs)
     return (
         f"main.py {program.images_per_second:,.0f} images/s, bare step "
         f"{program.bare_images_per_second:,.0f}: whole program / bare step {program.ratio:.3f} "
-        f"(slices, quartiles: {spread(slices).lower:.3f} – {spread(slices).upper:.3f})"
+        f"(slices: {slices.lower:.3f}–{slices.upper:.3f}, {quiet} of {len(pairs)} quiet)"
     )
 
 

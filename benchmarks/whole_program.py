@@ -9,7 +9,8 @@ The clock of a slice runs from the continuation to the arrival of the log line `
 so every second in which the program works counts, those of checkpoints too. With the default of
 1,000 steps, from one checkpoint to the next, exactly one is among them; start and compilation are
 over before. The ratio is that of the images/s over all slices, as a median of slices would not see
-the checkpoint.
+the checkpoint; so it holds where few of them were disturbed by other processes, and their number is
+reported.
 """
 
 import re
@@ -17,32 +18,36 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.worker import PROGRAM_STEP, ROOT, Worker, WorkerError, environment
+from benchmarks.worker import PROGRAM_STEP, ROOT, Block, Clock, Worker, WorkerError, environment
 
 BATCH, SLICE, WARM_UP = 128, 100, 20  # images; steps; steps. Lines come every 10 steps
 _STEP_LINE = re.compile(r": step (\d+), loss")
 
 
 class WholeProgram(NamedTuple):
-    program: list[float]  # seconds of each slice
-    bare: list[float]
+    program: list[Block]  # slices
+    bare: list[Block]
 
     @property
     def images_per_second(self) -> float:
-        return BATCH * SLICE * len(self.program) / sum(self.program)
+        return BATCH * SLICE * len(self.program) / _seconds(self.program)
 
     @property
     def bare_images_per_second(self) -> float:
-        return BATCH * SLICE * len(self.bare) / sum(self.bare)
+        return BATCH * SLICE * len(self.bare) / _seconds(self.bare)
 
     @property
     def ratio(self) -> float:
         """The share of the bare step's speed that the program keeps."""
-        return sum(self.bare) / sum(self.program)
+        return _seconds(self.bare) / _seconds(self.program)
+
+
+def _seconds(blocks: Sequence[Block]) -> float:
+    return sum(block.seconds for block in blocks)
 
 
 class Program:
@@ -70,15 +75,14 @@ class Program:
         self._process.communicate()
         self._errors.close()
 
-    def advance(self, steps: int) -> float:
-        """Runs to the line that is `steps` further on; returns the seconds it took."""
+    def advance(self, steps: int) -> Block:
+        """Runs to the line that is `steps` further on, and times it."""
         self._step += steps
-        start = time.perf_counter()
-        self._process.send_signal(signal.SIGCONT)
-        self._wait_for(self._step)
-        seconds = time.perf_counter() - start
+        with Clock(self._process.pid) as clock:
+            self._process.send_signal(signal.SIGCONT)
+            self._wait_for(self._step)
         self._process.send_signal(signal.SIGSTOP)
-        return seconds
+        return clock.block
 
     def _wait_for(self, step: int) -> None:
         assert self._process.stdout
@@ -101,5 +105,5 @@ def measure(steps: int) -> WholeProgram:
                 worker.block("train", WARM_UP)
                 for _ in range(-(-steps // SLICE)):
                     program.append(main.advance(SLICE))
-                    bare.append(worker.block("train", SLICE).seconds)
+                    bare.append(worker.block("train", SLICE))
     return WholeProgram(program, bare)

@@ -140,30 +140,31 @@ class Worker:
 
 
 class Clock:
-    """Times what happens in a `with` block, and what other processes do in the meantime."""
+    """Times a `with` block in which one process works, and what others do in the meantime."""
+
+    def __init__(self, process: int | str = "self"):
+        self._process = process
 
     def __enter__(self) -> "Clock":
-        self._start = self._now()
+        self._start = time.perf_counter(), self._others()
         return self
 
     def __exit__(self, *error: object) -> None:
-        end = self._now()
-        wall, busy, own = (b - a for a, b in zip(self._start, end, strict=True))
-        others = (busy - own) / (wall * (os.cpu_count() or 1))
-        self.block = Block(wall, max(0.0, others))
+        others = self._others() - self._start[1]
+        seconds = time.perf_counter() - self._start[0]
+        self.block = Block(seconds, max(0.0, others / (seconds * (os.cpu_count() or 1))))
 
-    @staticmethod
-    def _now() -> tuple[float, float, float]:
-        """Seconds: of the wall, all CPUs' busy ones (0 where /proc/stat is missing), and ours."""
-        own = sum(os.times()[:2])
+    def _others(self) -> float:
+        """CPU seconds of all but the process so far; 0 where the system has no /proc."""
         try:
             with Path("/proc/stat").open() as file:
-                ticks = [int(word) for word in file.readline().split()[1:9]]
+                all_ticks = [int(word) for word in file.readline().split()[1:9]]
+            own = Path(f"/proc/{self._process}/stat").read_text().rpartition(")")[2].split()
         except OSError:
-            return time.perf_counter(), 0.0, own
-        idle, waiting = ticks[3:5]
-        busy = (sum(ticks) - idle - waiting) / os.sysconf("SC_CLK_TCK")
-        return time.perf_counter(), busy, own
+            return 0.0
+        idle, waiting = all_ticks[3:5]
+        user, system = map(int, own[11:13])  # of the process and all its threads
+        return (sum(all_ticks) - idle - waiting - user - system) / os.sysconf("SC_CLK_TCK")
 
 
 def installed(name: str) -> bool:

@@ -10,7 +10,7 @@ from rich.console import Console
 from benchmarks import compare, jax_cnn, report, task, worker
 from benchmarks.report import Case
 from benchmarks.whole_program import WholeProgram
-from benchmarks.worker import OURS, Speed
+from benchmarks.worker import OURS, Block, Speed
 
 BATCH = 4
 
@@ -156,7 +156,7 @@ def test_disturbed_rounds_do_not_count_while_enough_are_quiet():
 
 
 def test_json_and_table():
-    program = WholeProgram(program=[10.0, 10.0], bare=[9.0, 9.0])
+    program = WholeProgram(program=[Block(10.0, 0.0)] * 2, bare=[Block(9.0, 0.0), Block(9.0, 0.5)])
     found = json.loads(json.dumps(report.as_json(SPEEDS, program)))
     assert found["images_per_second"]["train/cifar_jax"] == 200
     assert found["images_per_second"]["train/tf_fast@512"] == 200
@@ -172,7 +172,7 @@ def test_json_and_table():
     console.print(report.table(SPEEDS))
     lines = [line.split() for line in console.export_text().splitlines()]
     assert ["train/tf_fast", "400", "300–600", "0.50", "0.50–0.50", "3", "of", "3"] in lines
-    assert "0.900" in report.program_line(program)
+    assert "0.900 (slices: 0.900–0.900, 1 of 2 quiet)" in report.program_line(program)
 
 
 def test_what_is_not_installed_is_skipped_in_one_line():

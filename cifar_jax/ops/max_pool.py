@@ -29,7 +29,9 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _max_pool_even(x: jax.Array) -> jax.Array:
-    return max_pool_plain(x)
+    # Without a gradient to prepare: rows, then columns, 6 comparisons instead of 9.
+    rows = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 1, 1), (1, 2, 1, 1), "SAME")
+    return lax.reduce_window(rows, -jnp.inf, lax.max, (1, 1, 3, 1), (1, 1, 2, 1), "SAME")
 
 
 def _forward(x):

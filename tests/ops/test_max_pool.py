@@ -25,6 +25,7 @@ def test_value_and_gradient_agree_with_the_plain_form(shape, ties, dtype):
     expected_value, expected_gradient = both(max_pool_plain, x, g)
     assert value.dtype == gradient.dtype == x.dtype
     np.testing.assert_array_equal(value, expected_value)
+    np.testing.assert_array_equal(max_pool(x), expected_value)  # where no gradient is asked for
     np.testing.assert_array_equal(gradient, expected_gradient)
 
 
