@@ -7,8 +7,8 @@ convolution and dense layer but the last is followed by a ReLU.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
+from cifar_jax.ops.conv import conv
 from cifar_jax.ops.lrn import lrn
 from cifar_jax.ops.max_pool import max_pool
 
@@ -29,7 +29,7 @@ class CNN(nn.Module):
         x = images.astype(self.dtype)
 
         kernel, bias = self._weights("conv1", (5, 5, x.shape[-1], 64), stddev=5e-2, bias=0.0)
-        x = _conv(x, kernel)
+        x = conv(x, kernel)
         if return_layers:
             layers["conv1"] = nn.relu(x + bias)
         # Bias and ReLU never decrease and so commute with a maximum: after the pooling they touch
@@ -38,7 +38,7 @@ class CNN(nn.Module):
         x = layers["norm1"] = lrn(x)
 
         kernel, bias = self._weights("conv2", (5, 5, 64, 64), stddev=5e-2, bias=0.1)
-        x = layers["conv2"] = nn.relu(_conv(x, kernel) + bias)
+        x = layers["conv2"] = nn.relu(conv(x, kernel) + bias)
         x = layers["norm2"] = lrn(x)
         x = layers["pool2"] = max_pool(x)
 
@@ -72,8 +72,3 @@ def truncated_normal(key: jax.Array, shape: tuple[int, ...], stddev: float) -> j
     make up for that; this one must not, or the first loss is 5.4 instead of the tutorial's 4.68.
     """
     return stddev * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
-
-
-def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
