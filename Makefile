@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 WORKDIR ?= runs/quickstart
 
-.PHONY: train test test-all lint types format lock clean
+.PHONY: train test test-all lint types format bench lock clean
 .DELETE_ON_ERROR:
 
 train: .venv/base.installed
@@ -37,9 +37,12 @@ format: .venv/dev.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: .venv/bench.installed
+	$(BIN)/python -m benchmarks.compare
+
 lock: .venv/dev.installed
 	$(BIN)/python -m pip install --quiet uv
-	( head -2 requirements.lock; $(BIN)/uv pip compile pyproject.toml --all-extras --universal \
+	( head -2 requirements.lock; $(BIN)/uv pip compile pyproject.toml --extra=dev --extra=tensorflow --extra=gpu --universal \
 	  --python-version=3.11 --no-header --no-annotate --upgrade --quiet ) > requirements.lock.part
 	mv requirements.lock.part requirements.lock
 
@@ -57,6 +60,11 @@ lock: .venv/dev.installed
 .venv/dev.installed: pyproject.toml requirements.lock | .venv/bin/python
 	@echo "Installing cifar_jax and what its tests need into .venv (about a minute)"
 	@$(INSTALL) --editable '.[dev]'
+	@touch $@ .venv/base.installed
+
+.venv/bench.installed: pyproject.toml requirements.lock | .venv/bin/python
+	@echo "Installing PyTorch and TensorFlow beside cifar_jax into .venv (several minutes)"
+	@$(INSTALL) --editable '.[bench]'
 	@touch $@ .venv/base.installed
 
 clean:
