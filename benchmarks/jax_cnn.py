@@ -22,6 +22,7 @@ from cifar_jax import config as config_lib
 from cifar_jax import optim, parallel, steps
 from cifar_jax.data import batches as batches_lib
 from cifar_jax.data import sources
+from cifar_jax.train import compile_step
 
 _DEFAULT = Path(__file__).parent.parent / "configs" / "default.py"
 _NUM_TRAIN, _NUM_STEPS = 50_000, 100_000  # the tutorial's, for the schedule
@@ -125,11 +126,7 @@ class ProgramStep:
             steps.train_step, config=config, model=model, optimizer=optimizer, schedule=schedule
         )
 
-        def gather_and_step(state, index, images, labels):
-            return step(state, {"image": images[index], "label": labels[index]})
-
         mesh = parallel.make_mesh(config.num_devices)
-        self._step = parallel.data_parallel(gather_and_step, mesh, sharded=(1,), donate=True)
         self._first = lambda: parallel.replicate(steps.init_state(config, model, optimizer), mesh)
         self._data = parallel.replicate((data.images, data.labels), mesh)
         self._indices = [
@@ -137,6 +134,7 @@ class ProgramStep:
             for number in range(len(data) // batch_size)
         ]
         self.reset()
+        self._step = compile_step(step, mesh, self._state, self._indices[0], *self._data)
 
     def reset(self) -> None:
         self._state = self._first()

@@ -92,7 +92,7 @@ def _loop(
         if mesh.size < config.num_devices:
             display.line(f"{config.num_devices} devices were asked for; there are {mesh.size}.")
         display.line(f"Compiling the training step for {mesh.size} device(s).")
-        compiled = _compile(step, mesh, state, indices(first), images, labels)
+        compiled = compile_step(step, mesh, state, indices(first), images, labels)
         log.start(display, first)
         for number in range(first, num_steps):
             state, metrics = compiled(state, indices(number), images, labels)
@@ -108,8 +108,8 @@ def _loop(
     return state
 
 
-def _compile(step: Callable, mesh: Mesh, *example: object) -> jax.stages.Compiled:
-    """The step with its gather, compiled before the clock starts; the state's memory is reused."""
+def compile_step(step: Callable, mesh: Mesh, *example: object) -> jax.stages.Compiled:
+    """The step with its gather, compiled before any clock starts; the state's memory is reused."""
 
     def gather_and_step(state, index, images, labels):
         return step(state, {"image": images[index], "label": labels[index]})
