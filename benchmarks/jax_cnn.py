@@ -68,7 +68,9 @@ class JaxCNN:
         self._first = weights
         self._batches = [tuple(map(jnp.asarray, batch)) for batch in batches]
         step = partial(train_step, config=config, model=model, optimizer=self._optimizer)
-        self._train_step = parallel.data_parallel(step, self._mesh, sharded=(1, 2), donate=True)
+        self._train_step = parallel.data_parallel(
+            step, self._mesh, sharded={1: 0, 2: 0}, donate=True
+        )
         self._logits = jax.jit(partial(steps.predict, model))
         self._eval_step = jax.jit(lambda *args: steps.predict(model, *args).argmax(-1))
         self.reset()
@@ -94,7 +96,7 @@ class JaxCNN:
         self.reset()
         params, (images, labels) = self._state.params, self._batches[0]
         compiled = parallel.data_parallel(
-            partial(gradients, model=self._model), self._mesh, sharded=(1, 2), donate=False
+            partial(gradients, model=self._model), self._mesh, sharded={1: 0, 2: 0}, donate=False
         )
         _, gradient = compiled(params, images, labels)
         decay = jax.grad(optim.l2_penalty)(params, self._config.optim)
@@ -130,7 +132,7 @@ class ProgramStep:
         self._first = lambda: parallel.replicate(steps.init_state(config, model, optimizer), mesh)
         self._data = parallel.replicate((data.images, data.labels), mesh)
         self._indices = [
-            batches_lib.train_indices(config.seed, number, batch_size, len(data))
+            batches_lib.train_indices(config.seed, number, 1, batch_size, len(data))
             for number in range(len(data) // batch_size)
         ]
         self.reset()

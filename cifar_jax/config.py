@@ -124,6 +124,7 @@ def _validate_numbers(config: ConfigDict) -> None:
         "seed",
         "num_steps",
         "num_devices",
+        "steps_per_call",
         "data.synthetic_seed",
         "augment.brightness_delta",
         "augment.contrast_lower",

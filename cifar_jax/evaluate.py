@@ -37,7 +37,7 @@ class Evaluator:
         self._like = jax.eval_shape(partial(steps.init_state, config, model, optimizer))
         self._mesh = parallel.make_mesh(config.num_devices)
         step = partial(steps.eval_step, config=config, model=model)
-        self._step = parallel.data_parallel(step, self._mesh, sharded=(1,), donate=False)
+        self._step = parallel.data_parallel(step, self._mesh, sharded={1: 0}, donate=False)
         self._workdir = workdir
         self._scalars: summaries.Scalars | None = None  # opened by the first evaluation
 

@@ -29,18 +29,30 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
+def steps_per_call(mesh: Mesh) -> int:
+    """How many steps to compile into one program where the config does not say.
+
+    A GPU or TPU is done with a small step before Python has started the next one; for a CPU the
+    start is nothing.
+    """
+    return 1 if mesh.devices.flat[0].platform == "cpu" else 100
+
+
 def data_parallel(
-    step: Callable, mesh: Mesh, *, sharded: tuple[int, ...], donate: bool
+    step: Callable, mesh: Mesh, *, sharded: dict[int, int], donate: bool
 ) -> jax.stages.Wrapped:
     """Compiles `step` to run on every replica at once.
 
-    The arguments at the positions `sharded` are split along their first axis, the others and all
-    results are the same on every replica: the step itself averages over `AXIS`. With `donate`, the
-    memory of the first argument is reused for the result.
+    `sharded` has the positions of the arguments to split and the axis to split each along; the
+    others and all results are the same on every replica: the step itself averages over `AXIS`. With
+    `donate`, the memory of the first argument is reused for the result.
     """
 
+    def spec(position: int) -> P:
+        return P(*[None] * sharded[position], AXIS) if position in sharded else P()
+
     def compiled(*args):
-        specs = tuple(P(AXIS) if i in sharded else P() for i in range(len(args)))
+        specs = tuple(map(spec, range(len(args))))
         mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P())
         return mapped(*args)
 

@@ -12,6 +12,7 @@ from types import FrameType
 
 import jax
 from clu.parameter_overview import get_parameter_overview
+from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -84,37 +85,58 @@ def _loop(
     state, images, labels = parallel.replicate((state, data.images, data.labels), mesh)
     first = int(state.step)
 
-    def indices(number: int):
-        return batches.train_indices(config.seed, number, config.batch_size, len(data))
+    per_call = config.steps_per_call or parallel.steps_per_call(mesh)
+    compiled: dict[int, jax.stages.Compiled] = {}
+
+    def call(state, number: int, count: int):
+        index = batches.train_indices(config.seed, number, count, config.batch_size, len(data))
+        if count not in compiled:
+            with log.paused():
+                compiled[count] = compile_step(step, mesh, state, index, images, labels)
+        return compiled[count](state, index, images, labels)
 
     with summaries.Display(num_steps, first) as display, _Stop() as stop:
         display.line(get_parameter_overview(state.params, include_stats=False))
         if mesh.size < config.num_devices:
             display.line(f"{config.num_devices} devices were asked for; there are {mesh.size}.")
         display.line(f"Compiling the training step for {mesh.size} device(s).")
-        compiled = compile_step(step, mesh, state, indices(first), images, labels)
         log.start(display, first)
-        for number in range(first, num_steps):
-            state, metrics = compiled(state, indices(number), images, labels)
+        number = first
+        while number < num_steps:
+            # Two programs serve a whole run: one for full calls, one for what is left over.
+            room = min(num_steps, saver.next_due(number)) - number
+            count = per_call if per_call <= room else 1
+            state, metrics = call(state, number, count)
             log.note(number, metrics)
-            last, stopped = number + 1 == num_steps, stop.signal
-            if last or stopped or saver.due(number + 1):
+            number += count
+            last, stopped = number == num_steps, stop.signal
+            if last or stopped or saver.due(number):
                 log.flush()
                 with log.paused():
-                    saver.save(number + 1, state)
+                    saver.save(number, state)
             if stopped and not last:
                 saver.wait()
-                raise Interrupted(stopped, number + 1, saver.folder)
+                raise Interrupted(stopped, number, saver.folder)
     return state
 
 
 def compile_step(step: Callable, mesh: Mesh, *example: object) -> jax.stages.Compiled:
-    """The step with its gather, compiled before any clock starts; the state's memory is reused."""
+    """Several steps with their gathers in one program; the state's memory is reused.
 
-    def gather_and_step(state, index, images, labels):
-        return step(state, {"image": images[index], "label": labels[index]})
+    It takes (state, indices [steps, global batch], images, labels) as `example` has them, and gives
+    the new state and the metrics of every step, [steps] each.
+    """
 
-    wrapped = parallel.data_parallel(gather_and_step, mesh, sharded=(1,), donate=True)
+    def run(state, indices, images, labels):
+        def one(state, index):
+            return step(state, {"image": images[index], "label": labels[index]})
+
+        if len(indices) > 1:
+            return lax.scan(one, state, indices)
+        state, metrics = one(state, indices[0])  # where a loop would hinder XLA: on CPUs
+        return state, jax.tree.map(lambda value: value[None], metrics)
+
+    wrapped = parallel.data_parallel(run, mesh, sharded={1: 1}, donate=True)
     return wrapped.lower(*example).compile()
 
 
@@ -149,6 +171,11 @@ class _Saver:
         by_time = minutes and time.monotonic() - self._time >= 60 * minutes
         return bool(by_steps or by_time)
 
+    def next_due(self, step: int) -> float:
+        """The next step after `step` to be saved by its number; infinite where none will be."""
+        every = self._checkpoint.every_steps
+        return (step // every + 1) * every if every else math.inf
+
     def save(self, step: int, state: steps.TrainState) -> None:
         # The loss is of the parameters before the update, and does not show yet what that did.
         if not self._all_finite(state.params):
@@ -179,7 +206,7 @@ class _Saver:
 
 
 class _Log:
-    """Reads each step's metrics once the next step is on its way, and tells them by cadence."""
+    """Reads each call's metrics once the next call is on its way, and tells them by cadence."""
 
     def __init__(self, config: ConfigDict, workdir: Path, saver: _Saver):
         self._config, self._saver = config, saver
@@ -189,19 +216,28 @@ class _Log:
     def start(self, display: summaries.Display, first: int) -> None:
         """Starts the clock: `first` is about to run."""
         self._display, self._first = display, first
-        self._since, self._time = first, time.monotonic()
+        self._time = time.monotonic()  # up to when it is accounted for
+        self._seconds, self._steps = 0.0, 0  # since the last line
 
     def note(self, number: int, metrics: steps.Metrics) -> None:
-        """Takes the metrics of a step that has been dispatched; reads those of the one before."""
+        """Takes the metrics, [steps] each, of a call that has been dispatched and begins with step
+        `number`; reads those of the call before."""
         self.flush()
         self._unread = number, metrics
 
     def flush(self) -> None:
-        """Waits for the noted step. Raises UserError where its loss is NaN or infinite."""
+        """Waits for the noted call. Raises UserError where a loss is NaN or infinite."""
         if self._unread is None:
             return
         (number, metrics), self._unread = self._unread, None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        metrics = jax.device_get(metrics)
+        count, now = len(metrics["loss"]), time.monotonic()
+        seconds, self._time = (now - self._time) / count, now
+        for i in range(count):
+            self._seconds, self._steps = self._seconds + seconds, self._steps + 1
+            self._read(number + i, {name: float(value[i]) for name, value in metrics.items()})
+
+    def _read(self, number: int, values: dict[str, float]) -> None:
         if not math.isfinite(values["loss"]):
             before = f"; it was finite in the steps {self._first} to {number - 1}"
             raise self._saver.diverged(
@@ -213,15 +249,14 @@ class _Log:
             self._tell(number, values)
 
     def _tell(self, number: int, values: dict[str, float]) -> None:
-        now, batch_size = time.monotonic(), self._config.batch_size
-        seconds = max(now - self._time, 1e-9) / (number + 1 - self._since)
-        self._since, self._time = number + 1, now
+        seconds, batch_size = max(self._seconds, 1e-9) / self._steps, self._config.batch_size
+        self._seconds, self._steps = 0.0, 0
         self._display.line(summaries.train_line(number, values["loss"], batch_size, seconds))
         self._scalars.write(number, {**values, "examples_per_second": batch_size / seconds})
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Keeps the time of saving and evaluating out of the seconds per batch."""
+        """Keeps the time of compiling, saving and evaluating out of the seconds per batch."""
         start = time.monotonic()
         yield
         self._time += time.monotonic() - start

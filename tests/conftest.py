@@ -86,6 +86,6 @@ def compiled_step():
         )
         mesh = parallel.make_mesh(devices)
         state = parallel.replicate(steps.init_state(config, model, optimizer), mesh)
-        return state, parallel.data_parallel(step, mesh, sharded=(1,), donate=False)
+        return state, parallel.data_parallel(step, mesh, sharded={1: 0}, donate=False)
 
     return build

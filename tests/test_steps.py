@@ -92,7 +92,7 @@ def test_eval_step_counts_what_the_mask_shows(config, batch):
     step = parallel.data_parallel(
         partial(steps.eval_step, config=config, model=model),
         parallel.make_mesh(1),
-        sharded=(1,),
+        sharded={1: 0},
         donate=False,
     )
     mask = np.arange(16) < 11

@@ -132,15 +132,50 @@ def test_the_metrics_before_a_checkpoint_are_read_before_it(config, tmp_path):
     assert read == [0, 1, 2, "saved 3", 3, 4, 5, "saved 6"]
 
 
+def test_several_steps_in_a_call_are_the_same_steps(config, tmp_path, uninterrupted, capsys):
+    """Six steps as a call of 2 and a single one, up to each checkpoint at a multiple of 3."""
+    one = uninterrupted(config)
+    capsys.readouterr()
+    config.steps_per_call = 2
+    state = train.train(config, tmp_path)
+    for several, single in zip(jax.tree.leaves(state), one, strict=True):
+        single = np.frombuffer(single, several.dtype).reshape(several.shape)
+        np.testing.assert_allclose(several, single, rtol=1e-5, atol=1e-6)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [3, 6]
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": step " in line]
+    assert [re.search(r"step (\d+)", line)[1] for line in lines] == ["0", "2", "4"]
+
+
+def test_a_loss_that_diverges_within_a_call_has_its_step(config, tmp_path):
+    config.optim.learning_rate, config.steps_per_call = 1e20, 2
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step 1; it was finite in the"):
+        train.train(config, tmp_path)
+
+
+def test_the_time_of_a_call_is_shared_by_its_steps(config, tmp_path, monkeypatch, capsys):
+    looks = iter([0.0, 1.0, 9.0])  # start, steps 0 and 1, steps 2 to 5
+    monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: next(looks)))
+    log = train._Log(config, tmp_path, None)
+    with summaries.Display(6, 0) as display:
+        log.start(display, 0)
+        log.note(0, {"loss": np.ones(2)})
+        log.note(2, {"loss": np.ones(4)})
+        log.flush()
+    log.close()
+    lines = re.findall(r"step (\d).*; (\S+) sec/batch", capsys.readouterr().out)
+    assert lines == [("0", "0.500"), ("2", "1.250"), ("4", "2.000")]
+
+
 def test_the_time_of_saving_is_not_the_steps(config, tmp_path, monkeypatch, capsys):
-    looks = iter([0.0, 10.0, 110.0, 112.0])  # start, pause, its end, the line
+    looks = iter([0.0, 10.0, 110.0, 112.0])  # start, pause, its end, the metrics
     monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: next(looks)))
     log = train._Log(config, tmp_path, None)
     with summaries.Display(6, 0) as display:
         log.start(display, 0)
         with log.paused():
             pass
-        log._tell(0, {"loss": 1.0})
+        log.note(0, {"loss": np.array([1.0])})
+        log.flush()
     log.close()
     assert "12.000 sec/batch" in capsys.readouterr().out
 

@@ -11,16 +11,19 @@ from cifar_jax.data.sources import Split
 _ROUNDS = 6
 
 
-def train_indices(seed: int, step: int, batch_size: int, num_images: int) -> np.ndarray:
-    """The images of the global batch of `step`: int32 [batch_size], each below `num_images`.
+def train_indices(seed: int, step: int, count: int, batch_size: int, num_images: int) -> np.ndarray:
+    """The images of `count` global batches from that of `step` on.
+
+    int32 [count, batch_size], each below `num_images`.
 
     The epochs follow each other without a gap, each in an order of its own: every image comes
     once in every run of `num_images` that starts at a multiple of it, and a batch may end one
     epoch and begin the next.
     """
-    position = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+    position = np.arange(step * batch_size, (step + count) * batch_size, dtype=np.int64)
     epoch, place = np.divmod(position, num_images)
-    return permute(place, num_images, seed, epoch).astype(np.int32)
+    images = permute(place, num_images, seed, epoch).astype(np.int32)
+    return images.reshape(count, batch_size)
 
 
 def permute(place: np.ndarray, count: int, seed: int, epoch: np.ndarray) -> np.ndarray:
