@@ -87,6 +87,23 @@ def distort(keys: jax.Array, images: jax.Array, config: ConfigDict) -> jax.Array
 
 def central_crop(images: jax.Array, crop_size: int) -> jax.Array:
     """Evaluation inputs: uint8 [B, H, W, C] -> float32 [B, crop, crop, C], standardised."""
-    top, left = (images.shape[1] - crop_size) // 2, (images.shape[2] - crop_size) // 2
-    cropped = images[:, top : top + crop_size, left : left + crop_size].astype(jnp.float32)
-    return jax.vmap(standardize)(cropped)
+    return views(images, crop_size, 1)[0]
+
+
+VIEWS = (1, 2, 10)
+
+
+def views(images: jax.Array, crop_size: int, count: int) -> list[jax.Array]:
+    """Several looks at the same images, the central crop first; each as `central_crop` gives it.
+
+    2: also mirrored. 10: the centre and the four corners, and all of them mirrored (Krizhevsky et
+    al., ImageNet Classification with Deep CNNs, section 4.1).
+    """
+    bottom, right = images.shape[1] - crop_size, images.shape[2] - crop_size
+    places = [(bottom // 2, right // 2)]
+    if count == 10:
+        places += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+    crops = [images[:, top : top + crop_size, left : left + crop_size] for top, left in places]
+    if count > 1:
+        crops += [crop[:, :, ::-1] for crop in crops]
+    return [jax.vmap(standardize)(crop.astype(jnp.float32)) for crop in crops]

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cifar_jax import models, optim, parallel
+from cifar_jax import augment, models, optim, parallel
 from cifar_jax.data import sources
 from cifar_jax.errors import UsageError, UserError, unknown
 
@@ -25,7 +25,15 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # A workdir belongs to one model on one dataset, drawn and optimised in one way. Everything else may
 # change when a run is resumed: its length, the rate, the batch size, how often it is saved.
-_IDENTITY = ("seed", "model", "data", "augment.crop_size", "optim.name")
+_IDENTITY = (
+    "seed",
+    "model",
+    "data",
+    "augment.crop_size",
+    "optim.name",
+    "optim.decoupled_decay",
+    "optim.muon_layers",
+)
 _MACHINE = ("data.dir",)  # where the same images lie on this machine
 # What decides whether the optimiser's state holds a velocity, or a loss scale.
 _STATE = {"optim.momentum": bool, "dtype": lambda dtype: dtype == "float16"}
@@ -97,6 +105,7 @@ def validate(config: ConfigDict) -> None:
         ("data.source", sources.NAMES),
         ("optim.name", optim.NAMES),
         ("optim.schedule", optim.SCHEDULES),
+        ("eval.views", augment.VIEWS),
     ):
         if (name := _get(config, path)) not in choices:
             raise unknown(f"config.{path}", name, choices)
@@ -132,7 +141,9 @@ def _validate_numbers(config: ConfigDict) -> None:
         "optim.momentum",
         "optim.final_factor",
         "optim.warmup_epochs",
+        "optim.label_smoothing",
         "optim.weight_decay",
+        "optim.muon_sgd_rate",
         "optim.average_decay",
         "checkpoint.every_steps",
         "checkpoint.every_minutes",
@@ -143,7 +154,7 @@ def _validate_numbers(config: ConfigDict) -> None:
         if not math.isfinite(value) or value < 0 or (path in positive and value == 0):
             expected = "more than 0" if path in positive else "0 or more"
             raise UsageError(f"config.{path} = {value}, expected {expected}.")
-    for path in ("optim.momentum", "optim.average_decay"):
+    for path in ("optim.momentum", "optim.label_smoothing", "optim.average_decay"):
         if (value := _get(config, path)) >= 1:
             raise UsageError(f"config.{path} = {value}, expected less than 1.")
     if config.seed >= 2**32:
@@ -171,8 +182,6 @@ def _validate_combinations(config: ConfigDict) -> None:
         )
     if config.optim.nesterov and not config.optim.momentum:
         raise UsageError("config.optim.nesterov is set without config.optim.momentum.")
-    if not isinstance(config.optim.decay_layers, tuple):
-        raise UsageError("config.optim.decay_layers is expected to be a tuple of layer names.")
 
 
 def num_steps(config: ConfigDict, num_train: int) -> int:

@@ -16,9 +16,9 @@ class UsageError(UserError):
     exit_code = 2
 
 
-def unknown(kind: str, name: object, choices: Iterable[str]) -> UsageError:
+def unknown(kind: str, name: object, choices: Iterable[object]) -> UsageError:
     """The error for a name outside `choices`, with the nearest right one."""
-    choices = sorted(choices)
-    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return UsageError(f"Unknown {kind} '{name}'.{hint} Choices: {', '.join(choices)}.")
+    return UsageError(f"Unknown {kind} '{name}'.{hint} Choices: {', '.join(names)}.")

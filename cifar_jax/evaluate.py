@@ -1,6 +1,7 @@
 """The evaluation loop over the checkpoints of a workdir."""
 
 import contextlib
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -48,27 +49,32 @@ class Evaluator:
         """
         state = checkpoint.restore(self._folder, step, self._like)
         params = optim.averages(state.opt_state) if self._ema else state.params
-        count, correct, cross_entropy = 0, 0, 0.0
         params = parallel.replicate(params, self._mesh)
+        totals: Counter[str] = Counter()
         for image, label, mask in batches.eval_batches(
             self._data, self._config.eval.batch_size, self._num_examples
         ):
             sums = self._step(params, {"image": image, "label": label, "mask": mask})
-            count += int(sums["count"])
-            correct += int(sums["correct"])
-            cross_entropy += float(sums["cross_entropy"])
+            totals.update({name: value.item() for name, value in sums.items()})
+        count = totals.pop("count")
         assert count == self._num_examples, (count, self._num_examples)
-        precision = correct / count
-        self._write(step, precision, cross_entropy / count)
-        print(summaries.precision_line(precision), flush=True)
-        return precision
+        means = {name: total / count for name, total in totals.items()}
+        self._write(step, means)
+        print(summaries.precision_line(means["correct"]), flush=True)
+        if "correct_of_views" in means:
+            views = self._config.eval.views
+            print(summaries.precision_line(means["correct_of_views"], views), flush=True)
+        return means["correct"]
 
-    def _write(self, step: int, precision: float, cross_entropy: float) -> None:
+    def _write(self, step: int, means: dict[str, float]) -> None:
         if self._scalars is None:
             kind = "eval" if self._split == "test" else f"eval_{self._split}"
             self._scalars = summaries.Scalars(self._workdir, kind)
         suffix = "" if self._ema else "_raw"
-        values = {f"precision_at_1{suffix}": precision, f"cross_entropy{suffix}": cross_entropy}
+        values = {
+            name.replace("correct", "precision_at_1") + suffix: value
+            for name, value in means.items()
+        }
         self._scalars.write(step, values)
 
     def close(self) -> None:

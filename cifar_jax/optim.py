@@ -1,4 +1,4 @@
-"""The optimiser as one optax chain: weight decay → SGD → the average of the parameters."""
+"""The optimiser as one optax chain: decay, direction, rate, and the average of the parameters."""
 
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from cifar_jax.errors import unknown
+from cifar_jax.muon import scale_by_muon
 
 SCHEDULES = ("exponential", "constant", "cosine", "linear")
 
@@ -36,31 +37,46 @@ def make_schedule(config: ConfigDict, steps_per_epoch: float, num_steps: int) ->
 
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The chain for `config.optim`. Its state holds the average of the parameters."""
-    # Decay is added before the rate multiplies, so that it is the gradient of an L2 term in the
-    # loss, as in the tutorial, and not a decay of its own.
     decay = optax.add_decayed_weights(
-        config.weight_decay, mask=lambda params: decay_mask(params, config.decay_layers)
+        config.weight_decay,
+        mask=lambda params: kernels(params, config.decay_layers, "decay_layers"),
     )
-    update = _OPTIMIZERS[config.name](config, schedule)
-    return optax.chain(decay, update, average_parameters(config.average_decay))
+    direction = _DIRECTIONS[config.name](config)
+    # Added to the gradient, decay is that of an L2 term in the loss, as in the tutorial.
+    update = (direction, decay) if config.decoupled_decay else (decay, direction)
+    rate = optax.scale_by_learning_rate(schedule)
+    return optax.chain(*update, rate, average_parameters(config.average_decay))
 
 
-def _sgd(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    return optax.sgd(schedule, config.momentum or None, config.nesterov)
+def _sgd(config: ConfigDict) -> optax.GradientTransformation:
+    if not config.momentum:
+        return optax.identity()
+    return optax.trace(config.momentum, config.nesterov)
 
 
-_OPTIMIZERS = {"sgd": _sgd}
-NAMES = tuple(_OPTIMIZERS)
+def _muon(config: ConfigDict) -> optax.GradientTransformation:
+    """Muon for the kernels of `muon_layers`, SGD at a rate of its own for all else."""
+
+    def label(params):
+        mask = kernels(params, config.muon_layers, "muon_layers")
+        return jax.tree.map(lambda chosen: "muon" if chosen else "sgd", mask)
+
+    sgd = optax.chain(_sgd(config), optax.scale(config.muon_sgd_rate / config.learning_rate))
+    return optax.partition({"muon": optax.chain(_sgd(config), scale_by_muon()), "sgd": sgd}, label)
 
 
-def decay_mask(params: Any, layers: tuple[str, ...]) -> Any:
+_DIRECTIONS = {"sgd": _sgd, "muon": _muon}
+NAMES = tuple(_DIRECTIONS)
+
+
+def kernels(params: Any, layers: tuple[str, ...], field: str) -> Any:
     """True for the kernels of `layers`, False for all other parameters.
 
-    Raises UsageError for a layer that the model does not have.
+    Raises UsageError for a layer that the model does not have, with the `field` that names it.
     """
     for layer in layers:
         if layer not in params:
-            raise unknown("layer in config.optim.decay_layers", layer, params)
+            raise unknown(f"layer in config.optim.{field}", layer, params)
     return {
         layer: {name: layer in layers and name == "kernel" for name in weights}
         for layer, weights in params.items()
@@ -68,7 +84,12 @@ def decay_mask(params: Any, layers: tuple[str, ...]) -> Any:
 
 
 def l2_penalty(params: Any, config: ConfigDict) -> jax.Array:
-    """weight_decay · the sum of ½‖kernel‖² over decay_layers: what the decay is the gradient of."""
+    """weight_decay · the sum of ½‖kernel‖² over decay_layers: what the decay is the gradient of.
+
+    0 for a decoupled decay, which is the gradient of nothing.
+    """
+    if config.decoupled_decay:
+        return jnp.float32(0)
     squares = [jnp.sum(jnp.square(params[layer]["kernel"])) for layer in config.decay_layers]
     return 0.5 * config.weight_decay * jnp.sum(jnp.array(squares))
 

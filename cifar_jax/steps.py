@@ -83,19 +83,22 @@ def train_step(
     def loss_fn(params):
         logits = predict(model, params, images)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return scale * cross_entropy.mean(), (logits, cross_entropy.mean())
+        loss = smooth(cross_entropy, logits, config.optim.label_smoothing).mean()
+        return scale * loss, (logits, loss, cross_entropy.mean())
 
     # The gradient with respect to parameters that are one value for all replicas would arrive
     # summed over them. As a value of each replica it arrives local, for pmean to average.
     params = lax.pcast(state.params, AXIS, to="varying")
-    gradients, (logits, cross_entropy) = jax.grad(loss_fn, has_aux=True)(params)
+    gradients, (logits, loss, cross_entropy) = jax.grad(loss_fn, has_aux=True)(params)
     precision = (logits.argmax(-1) == batch["label"]).mean()
-    gradients, cross_entropy, precision = lax.pmean((gradients, cross_entropy, precision), AXIS)
+    gradients, loss, cross_entropy, precision = lax.pmean(
+        (gradients, loss, cross_entropy, precision), AXIS
+    )
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     l2 = optim.l2_penalty(state.params, config.optim)
     metrics = {
-        "loss": cross_entropy + l2,
+        "loss": loss + l2,
         "cross_entropy": cross_entropy,
         "l2": l2,
         "precision": precision,
@@ -105,15 +108,32 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
+def smooth(cross_entropy: jax.Array, logits: jax.Array, smoothing: float) -> jax.Array:
+    """The cross-entropy [B] with labels of 1 - smoothing, and the rest spread over all classes."""
+    if not smoothing:
+        return cross_entropy
+    uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+    return (1 - smoothing) * cross_entropy + smoothing * uniform
+
+
 def eval_step(params: Any, batch: Batch, *, config: ConfigDict, model: nn.Module) -> Metrics:
-    """Sums over the images of the batch whose `mask` is set, and their number."""
-    images = augment.central_crop(batch["image"], config.augment.crop_size)
-    logits = predict(model, params, images)
+    """Sums over the images of the batch whose `mask` is set, and their number.
+
+    With `config.eval.views`, also those of the probabilities averaged over several views.
+    """
     mask, label = batch["mask"], batch["label"]
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    sums = {
-        "count": mask.sum(dtype=jnp.int32),
-        "correct": (mask & (logits.argmax(-1) == label)).sum(dtype=jnp.int32),
-        "cross_entropy": jnp.where(mask, cross_entropy, 0).sum(),
-    }
-    return lax.psum(sums, AXIS)
+
+    def sums(logits):
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        return {
+            "correct": (mask & (logits.argmax(-1) == label)).sum(dtype=jnp.int32),
+            "cross_entropy": jnp.where(mask, cross_entropy, 0).sum(),
+        }
+
+    views = augment.views(batch["image"], config.augment.crop_size, config.eval.views)
+    logits = [predict(model, params, images) for images in views]
+    metrics = {"count": mask.sum(dtype=jnp.int32), **sums(logits[0])}
+    if len(logits) > 1:
+        log_mean = jnp.log(jnp.mean(jax.nn.softmax(jnp.stack(logits)), axis=0))
+        metrics |= {f"{name}_of_views": value for name, value in sums(log_mean).items()}
+    return lax.psum(metrics, AXIS)

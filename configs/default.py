@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
     augment.random_order = False  # brightness before contrast; True: a fair coin for each image
 
     config.optim = optim = ml_collections.ConfigDict()
-    optim.name = "sgd"
+    optim.name = "sgd"  # or 'muon'
     optim.momentum = 0.0
     optim.nesterov = False
     optim.learning_rate = 0.1
@@ -55,8 +55,12 @@ def get_config() -> ml_collections.ConfigDict:
     optim.decay_factor = 0.1  # exponential: what each step multiplies the rate by
     optim.final_factor = 0.0  # cosine, linear: the last rate / learning_rate
     optim.warmup_epochs = 0.0  # linear from 0, before any of the schedules
+    optim.label_smoothing = 0.0  # of the labels' weight, spread over all classes
     optim.weight_decay = 0.004  # L2 on the kernels of decay_layers
     optim.decay_layers = ("local3", "local4")
+    optim.decoupled_decay = False  # True: beside the gradient, not in it, and times the rate alone
+    optim.muon_layers = ("conv1", "conv2", "local3", "local4")  # muon: whose kernels it moves
+    optim.muon_sgd_rate = 0.02  # muon: the peak rate of all else, which SGD moves
     optim.average_decay = 0.9999  # of the parameters' moving average, the last decay it reaches
     optim.loss_scale = 32768.0  # float16 only: where the dynamic scale starts
 
@@ -68,6 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 512  # has no influence on the result
+    config.eval.views = 1  # 2 and 10 print a second line: mirrored, too; also the four corners
     config.eval.poll_seconds = 1.0  # how often to look for a new checkpoint
 
     return config.lock()

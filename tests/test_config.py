@@ -70,7 +70,11 @@ def test_every_field_is_read_by_the_code(default):
         ("data.source", "cifar11", "'cifar11'. Did you mean 'cifar10'? Choices: cifar10, cifar100"),
         ("optim.schedule", "cosin", "Did you mean 'cosine'?"),
         ("optim.name", "adam", "Unknown config.optim.name 'adam'."),
-        ("dtype", "float64", "Choices: bfloat16, float16, float32."),
+        ("dtype", "float64", "Choices: float32, bfloat16, float16."),
+        ("eval.views", 3, "Unknown config.eval.views '3'. Choices: 1, 2, 10."),
+        ("optim.label_smoothing", 1.0, "label_smoothing = 1.0, expected less than 1."),
+        ("optim.muon_sgd_rate", -1.0, "muon_sgd_rate = -1.0, expected 0 or more."),
+        ("steps_per_call", -1, "config.steps_per_call = -1, expected 0 or more."),
         ("seed", 2**32, "expected less than 2**32"),
     ],
 )

@@ -7,7 +7,6 @@ import threading
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,17 +43,23 @@ def records(workdir, kind="eval"):
     return [r for r in map(json.loads, lines) if r["kind"] == kind]
 
 
-def expected_precision(config, workdir, step, split, averages=True, count=None):
-    """One image at a time, from the checkpoint's bytes."""
+def expected_precision(config, workdir, step, split, averages=True, count=None, views=1):
+    """All images at once, from the checkpoint's bytes, without the evaluation's own code."""
     model = steps.make_model(config, 10)
     optimizer = steps.make_optimizer(config, lambda _: 0.1)
     like = jax.eval_shape(partial(steps.init_state, config, model, optimizer))
     state = checkpoint.restore(workdir / "checkpoints", step, like)
     params = optim.averages(state.opt_state) if averages else state.params
     data = sources.load(config.data, split)
-    images = augment.central_crop(jnp.asarray(data.images[:count]), 24)
-    logits = model.apply({"params": params}, images)
-    return float(np.mean(np.asarray(logits.argmax(-1)) == data.labels[:count]))
+    looks = [data.images[:count, 4:28, 4:28]]
+    if views == 10:
+        looks += [data.images[:count, y : y + 24, x : x + 24] for y in (0, 8) for x in (0, 8)]
+    looks += [look[:, :, ::-1] for look in looks] if views > 1 else []
+    probabilities = sum(
+        jax.nn.softmax(model.apply({"params": params}, augment.central_crop(look, 24)))
+        for look in looks
+    )
+    return float(np.mean(np.asarray(probabilities.argmax(-1)) == data.labels[:count]))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,20 @@ def test_once_evaluates_the_newest(config, workdir, capsys, options, kind, tag):
     assert record["step"] == 6
     assert record[tag] == pytest.approx(expected)
     assert f": precision @ 1 = {expected:.3f}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("views", [2, 10])
+def test_views_are_averaged_and_reported_apart(config, workdir, capsys, views):
+    config.eval.views = views
+    evaluate.evaluate(config, workdir, once=True)
+    (record,) = records(workdir)
+    one = expected_precision(config, workdir, 6, "test")
+    several = expected_precision(config, workdir, 6, "test", views=views)
+    assert record["precision_at_1"] == pytest.approx(one)
+    assert record["precision_at_1_of_views"] == pytest.approx(several)
+    lines = [line.split(": ", 1)[1] for line in capsys.readouterr().out.splitlines()[-2:]]
+    expected = [f"precision @ 1 = {one:.3f}", f"precision @ 1 over {views} views = {several:.3f}"]
+    assert lines == expected
 
 
 def test_the_batch_size_has_no_influence(config, workdir):

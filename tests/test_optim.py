@@ -55,7 +55,7 @@ def test_decay_is_the_gradient_of_the_l2_penalty(options):
     options.weight_decay = 0.1
     penalty, gradient = jax.value_and_grad(optim.l2_penalty)(PARAMS, options)
     assert float(penalty) == pytest.approx(0.1 * 0.5 * 25)
-    decay = optax.add_decayed_weights(0.1, mask=optim.decay_mask(PARAMS, ("local3",)))
+    decay = optax.add_decayed_weights(0.1, mask=optim.kernels(PARAMS, ("local3",), ""))
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     expected, _ = decay.update(zeros, decay.init(PARAMS), PARAMS)
     jax.tree.map(np.testing.assert_allclose, gradient, expected)

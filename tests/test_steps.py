@@ -63,6 +63,16 @@ def test_train_step_is_its_parts(config, started, batch):
         np.testing.assert_allclose(found, old - 0.1 * g, atol=2e-6)
 
 
+def test_smoothed_labels():
+    logits = jax.random.normal(jax.random.key(0), (5, 10))
+    labels = jnp.arange(5)
+    plain = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    assert steps.smooth(plain, logits, 0.0) is plain
+    weights = 0.8 * jax.nn.one_hot(labels, 10) + 0.02
+    expected = optax.softmax_cross_entropy(logits, weights)
+    np.testing.assert_allclose(steps.smooth(plain, logits, 0.2), expected, rtol=1e-5)
+
+
 def test_distortions_differ_between_images_and_steps(config, batch):
     """Sixteen times one image: sixteen pictures, and others in the next step."""
     mesh = parallel.make_mesh(1)
