@@ -117,38 +117,58 @@ class ProgramStep:
     to its compiled step is what `whole_program.py` is there to see.
     """
 
-    def __init__(self, batch_size: int):
-        config = config_lib.read_default(str(_DEFAULT))
-        config.data.source, config.batch_size = "synthetic", batch_size
+    def __init__(self, config: ConfigDict):
+        batch_size = config.batch_size
         data = sources.load(config.data, "train")
         schedule = optim.make_schedule(config.optim, len(data) / batch_size, _NUM_STEPS)
         model = steps.make_model(config, len(data.class_names))
         optimizer = steps.make_optimizer(config, schedule)
-        step = partial(
+        train = partial(
             steps.train_step, config=config, model=model, optimizer=optimizer, schedule=schedule
         )
 
         mesh = parallel.make_mesh(config.num_devices)
         self._first = lambda: parallel.replicate(steps.init_state(config, model, optimizer), mesh)
         self._data = parallel.replicate((data.images, data.labels), mesh)
-        self._indices = [
-            batches_lib.train_indices(config.seed, number, 1, batch_size, len(data))
-            for number in range(len(data) // batch_size)
+        count = config.steps_per_call or parallel.steps_per_call(mesh)
+        self.steps_per_call = count
+        self._calls = [
+            batches_lib.train_indices(config.seed, first, count, batch_size, len(data))
+            for first in range(0, max(1, len(data) // batch_size), count)
         ]
         self.reset()
-        self._step = compile_step(step, mesh, self._state, self._indices[0], *self._data)
+        self._train = compile_step(train, mesh, self._state, self._calls[0], *self._data)
+
+        image, label, mask = next(batches_lib.eval_batches(data, batch_size, batch_size))
+        batch = parallel.replicate({"image": image, "label": label, "mask": mask}, mesh)
+        evaluate = partial(steps.eval_step, config=config, model=model)
+        compiled = parallel.data_parallel(evaluate, mesh, sharded={1: 0}, donate=False)
+        self._evaluate = lambda params: compiled(params, batch)
 
     def reset(self) -> None:
         self._state = self._first()
 
     def train(self, steps: int) -> None:
-        for number in range(steps):
-            index = self._indices[number % len(self._indices)]
-            self._state, _ = self._step(self._state, index, *self._data)
+        """At least `steps` steps: whole calls."""
+        for number in range(-(-steps // self.steps_per_call)):
+            index = self._calls[number % len(self._calls)]
+            self._state, _ = self._train(self._state, index, *self._data)
         jax.block_until_ready(self._state)
+
+    def evaluate(self, steps: int) -> None:
+        for _ in range(steps):
+            sums = self._evaluate(self._state.params)
+        jax.block_until_ready(sums)
+
+
+def program_config(**fields: object) -> ConfigDict:
+    """The default config on the built-in dataset, with `fields` set."""
+    config = config_lib.read_default(str(_DEFAULT))
+    config.update_from_flattened_dict({"data.source": "synthetic", **fields})
+    return config
 
 
 def make(variant: str, batch_size: int) -> JaxCNN | ProgramStep:
     if variant == "program":
-        return ProgramStep(batch_size)
+        return ProgramStep(program_config(batch_size=batch_size))
     return JaxCNN(task.make_weights(), task.make_batches(batch_size))
