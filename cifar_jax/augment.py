@@ -34,7 +34,9 @@ def draw(key: jax.Array, shape: tuple[int, ...], config: ConfigDict) -> Distorti
     offset = room // 2
     flip, brightness, contrast, contrast_first = map(jnp.asarray, (False, 0.0, 1.0, False))
     if config.random_crop:
-        offset = jax.random.randint(offset_key, (2,), 0, room + 1)
+        shift = config.max_shift or max(shape)
+        low, high = jnp.maximum(offset - shift, 0), jnp.minimum(offset + shift, room)
+        offset = jax.random.randint(offset_key, (2,), low, high + 1)
     if config.flip:
         flip = jax.random.bernoulli(flip_key)
     if config.brightness:

@@ -135,6 +135,7 @@ def _validate_numbers(config: ConfigDict) -> None:
         "num_devices",
         "steps_per_call",
         "data.synthetic_seed",
+        "augment.max_shift",
         "augment.brightness_delta",
         "augment.contrast_lower",
         "augment.contrast_upper",

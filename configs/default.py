@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment = augment = ml_collections.ConfigDict()
     augment.crop_size = 24  # pixels; evaluation takes the central crop of this size
     augment.random_crop = True
+    augment.max_shift = 0  # pixels from the centre that a crop may lie off; 0: as far as there is
     augment.flip = True
     augment.brightness = True
     augment.brightness_delta = 63.0  # added: uniform in [-delta, delta), on the 0..255 scale

@@ -69,6 +69,13 @@ def test_draws_cover_their_ranges(options):
     assert 1.78 < found.contrast.max() <= 1.8
 
 
+@pytest.mark.parametrize(("shift", "low", "high"), [(1, 3, 5), (3, 1, 7), (9, 0, 8)])
+def test_crops_stay_near_the_centre(options, shift, low, high):
+    options.max_shift = shift
+    found = draws(options).offset
+    assert (found.min(), found.max()) == (low, high)
+
+
 @pytest.mark.parametrize(
     ("switch", "field", "neutral"),
     [
