@@ -96,7 +96,7 @@ class JaxCNN:
         self.reset()
         params, (images, labels) = self._state.params, self._batches[0]
         compiled = parallel.data_parallel(
-            partial(gradients, model=self._model), self._mesh, sharded={1: 0, 2: 0}, donate=False
+            partial(gradients, model=self._model), self._mesh, sharded={1: 0, 2: 0}
         )
         _, gradient = compiled(params, images, labels)
         decay = jax.grad(optim.l2_penalty)(params, self._config.optim)
@@ -137,12 +137,14 @@ class ProgramStep:
             for first in range(0, max(1, len(data) // batch_size), count)
         ]
         self.reset()
-        self._train = compile_step(train, mesh, self._state, self._calls[0], *self._data)
+        self._train = compile_step(
+            train, steps.Detail.NONE, mesh, self._state, self._calls[0], *self._data
+        )
 
-        image, label, mask = next(batches_lib.eval_batches(data, batch_size, batch_size))
-        batch = parallel.replicate({"image": image, "label": label, "mask": mask}, mesh)
-        evaluate = partial(steps.eval_step, config=config, model=model)
-        compiled = parallel.data_parallel(evaluate, mesh, sharded={1: 0}, donate=False)
+        image, label, _ = next(batches_lib.eval_batches(data, batch_size, batch_size))
+        batch = parallel.replicate({"image": image, "label": label}, mesh)
+        predict = partial(steps.predict_step, config=config, model=model)
+        compiled = parallel.data_parallel(predict, mesh, sharded={1: 0}, per_image=True)
         self._evaluate = lambda params: compiled(params, batch)
 
     def reset(self) -> None:
@@ -152,13 +154,13 @@ class ProgramStep:
         """At least `steps` steps: whole calls."""
         for number in range(-(-steps // self.steps_per_call)):
             index = self._calls[number % len(self._calls)]
-            self._state, _ = self._train(self._state, index, *self._data)
+            self._state, *_ = self._train(self._state, index, *self._data)
         jax.block_until_ready(self._state)
 
     def evaluate(self, steps: int) -> None:
         for _ in range(steps):
-            sums = self._evaluate(self._state.params)
-        jax.block_until_ready(sums)
+            found = self._evaluate(self._state.params)
+        jax.block_until_ready(found)
 
 
 def program_config(**fields: object) -> ConfigDict:

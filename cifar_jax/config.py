@@ -83,7 +83,7 @@ def _parse_error(error: Exception) -> UsageError:
 
 def check_fields(config: ConfigDict, default: ConfigDict) -> None:
     """Raises UsageError unless `config` has exactly the fields of `default`, with their types."""
-    expected, found = dict(_leaves(default)), dict(_leaves(config))
+    expected, found = flat(default), flat(config)
     for path in found.keys() - expected.keys():
         raise unknown("config field", path, expected)
     for path in expected.keys() - found.keys():
@@ -146,6 +146,9 @@ def _validate_numbers(config: ConfigDict) -> None:
         "optim.weight_decay",
         "optim.muon_sgd_rate",
         "optim.average_decay",
+        "summaries.scalars",
+        "summaries.images",
+        "summaries.histograms",
         "checkpoint.every_steps",
         "checkpoint.every_minutes",
         "checkpoint.keep_every_steps",
@@ -181,8 +184,16 @@ def _validate_combinations(config: ConfigDict) -> None:
             f"config.augment.contrast_lower = {config.augment.contrast_lower} is above "
             f"contrast_upper = {config.augment.contrast_upper}."
         )
+    profile = config.profile.steps
+    if len(profile) != 2 or not all(isinstance(n, int) for n in profile) or profile[0] > profile[1]:
+        raise UsageError(f"config.profile.steps = {profile}, expected two steps as in (100, 110).")
     if config.optim.nesterov and not config.optim.momentum:
         raise UsageError("config.optim.nesterov is set without config.optim.momentum.")
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """All fields by their path, as "optim.name"."""
+    return dict(_leaves(config))
 
 
 def num_steps(config: ConfigDict, num_train: int) -> int:
@@ -277,12 +288,12 @@ def check_same_run(config: ConfigDict, workdir: Path) -> list[str]:
     Raises UsageError where the workdir belongs to another model, dataset or seed.
     """
     try:
-        stored = dict(_leaves(load(workdir)))
+        stored = flat(load(workdir))
     except FileNotFoundError:
         return []
     changes = [
         (path, stored.get(path), value)
-        for path, value in _leaves(config)
+        for path, value in flat(config).items()
         if stored.get(path) != value and path not in _MACHINE
     ]
     refused = [

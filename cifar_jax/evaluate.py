@@ -1,16 +1,26 @@
 """The evaluation loop over the checkpoints of a workdir."""
 
 import contextlib
-from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from cifar_jax import checkpoint, optim, parallel, steps, summaries
+from cifar_jax import checkpoint, display, optim, parallel, pictures, steps, summaries
+from cifar_jax import config as config_lib
 from cifar_jax.data import batches, sources
 from cifar_jax.errors import UsageError, UserError
+from cifar_jax.predictions import (
+    Predictions,
+    calibration,
+    class_precisions,
+    confusion,
+    worst_mistakes,
+)
 
 
 class Evaluator:
@@ -24,62 +34,96 @@ class Evaluator:
         ema: bool = True,
         split: str = "test",
         num_examples: int = 0,
+        progress: bool = False,
     ):
-        self._config, self._ema, self._split = config, ema, split
+        """With `progress`, a bar while it evaluates, where there is a terminal to itself."""
+        self._config, self._ema, self._split, self._progress = config, ema, split, progress
         self._folder = workdir / "checkpoints"
-        self._data = sources.load(config.data, split)
-        self._num_examples = num_examples or len(self._data)
-        if not 0 < self._num_examples <= len(self._data):
+        self.data = sources.load(config.data, split)
+        self._num_examples = num_examples or len(self.data)
+        if not 0 < self._num_examples <= len(self.data):
             raise UsageError(
-                f"--num_examples={num_examples}, but the {split} split has {len(self._data):,}."
+                f"--num_examples={num_examples}, but the {split} split has {len(self.data):,}."
             )
-        model = steps.make_model(config, len(self._data.class_names))
+        self.model = steps.make_model(config, len(self.data.class_names))
         optimizer = steps.make_optimizer(config, optim.make_schedule(config.optim, 1.0, 1))
-        self._like = jax.eval_shape(partial(steps.init_state, config, model, optimizer))
+        self._like = jax.eval_shape(partial(steps.init_state, config, self.model, optimizer))
         self._mesh = parallel.make_mesh(config.num_devices)
-        step = partial(steps.eval_step, config=config, model=model)
-        self._step = parallel.data_parallel(step, self._mesh, sharded={1: 0}, donate=False)
+        self._steps = {views: self._make_step(views) for views in {1, config.eval.views}}
         self._workdir = workdir
-        self._scalars: summaries.Scalars | None = None  # opened by the first evaluation
+        self._writer: summaries.Writer | None = None  # opened by the first evaluation
+
+    def _make_step(self, views: int) -> Callable:
+        step = partial(steps.predict_step, config=self._config, model=self.model, views=views)
+        return parallel.data_parallel(step, self._mesh, sharded={1: 0}, per_image=True)
+
+    def restore(self, step: int) -> steps.TrainState:
+        """Raises FileNotFoundError where the checkpoint has been deleted meanwhile."""
+        return checkpoint.restore(self._folder, step, self._like)
+
+    def predict(self, params: Any, views: int = 1) -> Predictions:
+        """Of the first `num_examples` images of the split, in its order."""
+        params, size = parallel.replicate(params, self._mesh), self._config.eval.batch_size
+        found: list[dict[str, np.ndarray]] = []
+        every = batches.eval_batches(self.data, size, self._num_examples)
+        if self._progress:
+            every = display.track(every, -(-self._num_examples // size), "Evaluating")
+        for image, label, mask in every:
+            batch = self._steps[views](params, {"image": image, "label": label})
+            found.append({name: values[mask] for name, values in jax.device_get(batch).items()})
+        labels = self.data.labels[: self._num_examples]
+        return Predictions(
+            labels, **{name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        )
 
     def evaluate(self, step: int) -> float:
-        """Precision @ 1 of the checkpoint `step`; prints the tutorial's line, writes the scalars.
+        """Precision @ 1 of the checkpoint `step`; prints the tutorial's line, writes summaries.
 
         Raises FileNotFoundError where the checkpoint has been deleted meanwhile.
         """
-        state = checkpoint.restore(self._folder, step, self._like)
-        params = optim.averages(state.opt_state) if self._ema else state.params
-        params = parallel.replicate(params, self._mesh)
-        totals: Counter[str] = Counter()
-        for image, label, mask in batches.eval_batches(
-            self._data, self._config.eval.batch_size, self._num_examples
-        ):
-            sums = self._step(params, {"image": image, "label": label, "mask": mask})
-            totals.update({name: value.item() for name, value in sums.items()})
-        count = totals.pop("count")
-        assert count == self._num_examples, (count, self._num_examples)
-        means = {name: total / count for name, total in totals.items()}
-        self._write(step, means)
-        print(summaries.precision_line(means["correct"]), flush=True)
-        if "correct_of_views" in means:
-            views = self._config.eval.views
-            print(summaries.precision_line(means["correct_of_views"], views), flush=True)
-        return means["correct"]
+        state = self.restore(step)
+        params = {"": optim.averages(state.opt_state), "_raw": state.params}
+        predictions = {suffix: self.predict(tree) for suffix, tree in params.items()}
+        shown = "" if self._ema else "_raw"
+        scalars = {}
+        for suffix, found in predictions.items():
+            scalars[f"precision_at_1{suffix}"] = found.precision_at_1
+            scalars[f"cross_entropy{suffix}"] = float(found.cross_entropy.mean())
+        print(display.precision_line(predictions[shown].precision_at_1), flush=True)
+        if (views := self._config.eval.views) > 1:
+            precision = self.predict(params[shown], views).precision_at_1
+            scalars[f"precision_at_1_of_{views}_views{shown}"] = precision
+            print(display.precision_line(precision, views), flush=True)
+        if self._num_examples == len(self.data):  # a part is no point of the curve
+            self._write(step, scalars, predictions[""])
+        return predictions[shown].precision_at_1
 
-    def _write(self, step: int, means: dict[str, float]) -> None:
-        if self._scalars is None:
+    def _write(self, step: int, scalars: dict[str, float], predictions: Predictions) -> None:
+        if self._writer is None:
             kind = "eval" if self._split == "test" else f"eval_{self._split}"
-            self._scalars = summaries.Scalars(self._workdir, kind)
-        suffix = "" if self._ema else "_raw"
-        values = {
-            name.replace("correct", "precision_at_1") + suffix: value
-            for name, value in means.items()
-        }
-        self._scalars.write(step, values)
+            self._writer = summaries.Writer(self._workdir, kind, resumed_at=step)
+            self._writer.hparams(config_lib.flat(self._config), ("precision_at_1",))
+        names = self.data.class_names
+        matrix = confusion(predictions, len(names))
+        scalars["calibration_error"] = calibration(predictions).error
+        for name, precision in zip(names, class_precisions(matrix), strict=True):
+            scalars[f"precision_at_1/{name}"] = float(precision)
+        self._writer.scalars(step, scalars)
+        self._writer.image(step, "confusion", lambda: pictures.confusion(matrix, names))
+        worst = worst_mistakes(predictions, 16)
+        if len(worst):
+            captions = [
+                f"{names[label]}, taken for\n{names[classes[0]]}, {probabilities[0]:.0%}"
+                for label, classes, probabilities in zip(
+                    *(array[worst] for array in predictions[:3]), strict=True
+                )
+            ]
+            images = self.data.images[worst]
+            self._writer.image(step, "mistakes", lambda: pictures.grid(images, captions))
 
     def close(self) -> None:
-        if self._scalars:
-            self._scalars.close()
+        if self._writer:
+            self._writer.close()
 
 
 def evaluate(
@@ -96,7 +140,9 @@ def evaluate(
     Raises UserError with `once` where there is no checkpoint yet.
     """
     folder, report = workdir / "checkpoints", partial(print, flush=True)
-    evaluator = Evaluator(config, workdir, ema=ema, split=split, num_examples=num_examples)
+    evaluator = Evaluator(
+        config, workdir, ema=ema, split=split, num_examples=num_examples, progress=True
+    )
     with contextlib.closing(evaluator):
         if not once and not checkpoint.steps(folder):
             report(f"Waiting for the first checkpoint in {folder}")

@@ -39,13 +39,19 @@ def steps_per_call(mesh: Mesh) -> int:
 
 
 def data_parallel(
-    step: Callable, mesh: Mesh, *, sharded: dict[int, int], donate: bool
+    step: Callable,
+    mesh: Mesh,
+    *,
+    sharded: dict[int, int],
+    donate: bool = False,
+    per_image: bool = False,
 ) -> jax.stages.Wrapped:
     """Compiles `step` to run on every replica at once.
 
     `sharded` has the positions of the arguments to split and the axis to split each along; the
-    others and all results are the same on every replica: the step itself averages over `AXIS`. With
-    `donate`, the memory of the first argument is reused for the result.
+    others are the same on every replica. So are the results, as the step itself averages over
+    `AXIS`; or, with `per_image`, they are put together along their first axis. With `donate`, the
+    memory of the first argument is reused for the result.
     """
 
     def spec(position: int) -> P:
@@ -53,7 +59,8 @@ def data_parallel(
 
     def compiled(*args):
         specs = tuple(map(spec, range(len(args))))
-        mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P())
+        results = P(AXIS) if per_image else P()
+        mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=results)
         return mapped(*args)
 
     return jax.jit(compiled, donate_argnums=(0,) if donate else ())

@@ -4,15 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-TOP = 3  # classes kept of each image
-
 
 class Predictions(NamedTuple):
     """Of N images in the order of the split."""
 
     labels: np.ndarray  # int [N]
-    classes: np.ndarray  # int [N, TOP], the most probable first
-    probabilities: np.ndarray  # float32 [N, TOP], of these classes
+    classes: np.ndarray  # int [N, k], the most probable first
+    probabilities: np.ndarray  # float32 [N, k], of these classes
     cross_entropy: np.ndarray  # float32 [N]
 
     @property

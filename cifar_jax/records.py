@@ -10,16 +10,21 @@ different processes, and both write: each line is written whole and under a lock
 import contextlib
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+FILE = "metrics.jsonl"
 Record = dict[str, Any]
 
 
 def read(path: Path) -> list[Record]:
-    """All records; what is not one, such as the half line of a crash, is passed over."""
+    """All records; what is not one, such as the half line of a crash, is passed over.
+
+    JSON has no NaN and no infinity: they are written as null, and read as NaN.
+    """
     try:
         text = path.read_text(errors="replace")
     except FileNotFoundError:
@@ -32,8 +37,16 @@ def _parse(line: str) -> Record | None:
         record = json.loads(line)
     except ValueError:
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record
-    return record if whole else None
+    if not (isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record):
+        return None
+    return {name: math.nan if value is None else value for name, value in record.items()}
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    def valid(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps({name: valid(value) for name, value in record.items()}) + "\n"
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
@@ -43,7 +56,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
         if end:
             file.seek(end - 1)
         torn = bool(end) and file.read(1) != b"\n"  # by a crash: its half line ends here
-        file.write(("\n" * torn + json.dumps(record) + "\n").encode())
+        file.write(("\n" * torn + _line(record)).encode())
 
 
 def drop(path: Path, unwanted: Callable[[Record], bool]) -> None:
@@ -56,7 +69,7 @@ def drop(path: Path, unwanted: Callable[[Record], bool]) -> None:
         if len(kept) == len(records):
             return
         part = path.with_name(f"{path.name}.part")
-        part.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        part.write_text("".join(map(_line, kept)))
         part.replace(path)
 
 

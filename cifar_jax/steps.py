@@ -3,7 +3,9 @@
 They are bound to their configuration once, outside, and compiled by `parallel.data_parallel`.
 """
 
-from typing import Any, cast
+import enum
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,8 @@ from cifar_jax.parallel import AXIS
 
 Batch = dict[str, jax.Array]  # "image" uint8 [B, H, W, C], "label" int32 [B], B of this replica
 Metrics = dict[str, jax.Array]
+SHOWN = 16  # images of a batch that pictures and histograms show
+TOP = 3  # classes that a prediction names
 
 
 class TrainState(struct.PyTreeNode):
@@ -50,9 +54,12 @@ def init_state(
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def predict(model: nn.Module, params: Any, images: jax.Array) -> jax.Array:
-    """float32 logits [B, num_classes] of standardised images [B, crop, crop, C]."""
-    return cast(jax.Array, model.apply({"params": params}, images))
+def predict(model: nn.Module, params: Any, images: jax.Array, **options: bool) -> Any:
+    """float32 logits [B, num_classes] of standardised images [B, crop, crop, C].
+
+    With `return_layers=True`, also what each layer puts out, by its name.
+    """
+    return model.apply({"params": params}, images, **options)  # type: ignore[arg-type]
 
 
 def image_keys(seed: int, step: jax.Array, count: int) -> jax.Array:
@@ -66,6 +73,14 @@ def image_keys(seed: int, step: jax.Array, count: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, position)
 
 
+class Detail(enum.IntEnum):
+    """How much a training step tells of itself, beside its metrics."""
+
+    NONE = 0
+    SCALARS = 1  # norms of gradients, parameters and updates
+    TENSORS = 2  # also what pictures and histograms show
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -74,26 +89,33 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-) -> tuple[TrainState, Metrics]:
-    """One update. The metrics are of the batch and of the parameters before the update."""
+    detail: Detail = Detail.NONE,
+) -> tuple[TrainState, Metrics, dict[str, Any]]:
+    """One update; its metrics, of the batch and the parameters before it; and what it tells.
+
+    The update is the same at any `detail`. What it tells is {} for NONE; "scalars" by name for
+    SCALARS; for TENSORS also "gradients" and "params" as the parameters are, and of `SHOWN` images
+    of the batch the "images" as the network saw them, their "labels", and "layers" by name.
+    """
     keys = image_keys(config.seed, state.step, len(batch["label"]))
     images = augment.distort(keys, batch["image"], config.augment)
     scale = optim.loss_scale(state.opt_state)
 
     def loss_fn(params):
-        logits = predict(model, params, images)
+        if detail >= Detail.TENSORS:
+            logits, layers = predict(model, params, images, return_layers=True)
+        else:
+            logits, layers = predict(model, params, images), {}
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         loss = smooth(cross_entropy, logits, config.optim.label_smoothing).mean()
-        return scale * loss, (logits, loss, cross_entropy.mean())
+        return scale * loss, (logits, layers, loss, cross_entropy.mean())
 
     # The gradient with respect to parameters that are one value for all replicas would arrive
     # summed over them. As a value of each replica it arrives local, for pmean to average.
     params = lax.pcast(state.params, AXIS, to="varying")
-    gradients, (logits, loss, cross_entropy) = jax.grad(loss_fn, has_aux=True)(params)
+    gradients, (logits, layers, *losses) = jax.grad(loss_fn, has_aux=True)(params)
     precision = (logits.argmax(-1) == batch["label"]).mean()
-    gradients, loss, cross_entropy, precision = lax.pmean(
-        (gradients, loss, cross_entropy, precision), AXIS
-    )
+    gradients, (loss, cross_entropy), precision = lax.pmean((gradients, losses, precision), AXIS)
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     l2 = optim.l2_penalty(state.params, config.optim)
@@ -104,8 +126,45 @@ def train_step(
         "precision": precision,
         "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     }
+    told: dict[str, Any] = {}
+    if detail >= Detail.SCALARS:
+        decay = jax.grad(optim.l2_penalty)(state.params, config.optim)
+        gradients = jax.tree.map(lambda g, d: g / scale + d, gradients, decay)  # of the loss
+        told["scalars"] = norms(gradients, state.params, updates)
+    if detail >= Detail.TENSORS:
+        told["scalars"] |= {f"sparsity/{name}": zeros(x) for name, x in layers.items()}
+        told |= {"gradients": gradients, "params": state.params}
+        told |= of_first_replica({"images": images, "labels": batch["label"], "layers": layers})
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.step + 1, params, opt_state), metrics, told
+
+
+def norms(gradients: Any, params: Any, updates: Any) -> Metrics:
+    """The Euclidean norms of all and of each layer, and update / parameters."""
+    result: Metrics = {}
+    for suffix, *trees in (
+        ("", gradients, params, updates),
+        *((f"/{layer}", gradients[layer], params[layer], updates[layer]) for layer in params),
+    ):
+        gradient, parameter, update = map(optax.tree.norm, trees)
+        result |= {
+            f"gradient_norm{suffix}": gradient,
+            f"parameter_norm{suffix}": parameter,
+            f"update_ratio{suffix}": update / (parameter + 1e-12),
+        }
+    return result
+
+
+def zeros(activations: jax.Array) -> jax.Array:
+    """The share of zeros, over all replicas: the tutorial's sparsity."""
+    return lax.pmean((activations == 0).mean(), AXIS)
+
+
+def of_first_replica(tree: Any) -> Any:
+    """The first `SHOWN` entries that the first replica has of each array, for all replicas."""
+    first = lax.axis_index(AXIS) == 0
+    shown = jax.tree.map(lambda x: jnp.where(first, x[:SHOWN], 0), tree)
+    return lax.psum(shown, AXIS)
 
 
 def smooth(cross_entropy: jax.Array, logits: jax.Array, smoothing: float) -> jax.Array:
@@ -116,24 +175,21 @@ def smooth(cross_entropy: jax.Array, logits: jax.Array, smoothing: float) -> jax
     return (1 - smoothing) * cross_entropy + smoothing * uniform
 
 
-def eval_step(params: Any, batch: Batch, *, config: ConfigDict, model: nn.Module) -> Metrics:
-    """Sums over the images of the batch whose `mask` is set, and their number.
+def predict_step(
+    params: Any, batch: Batch, *, config: ConfigDict, model: nn.Module, views: int = 1
+) -> Metrics:
+    """What the model says of each image: "classes" and "probabilities" [B, 3], "cross_entropy" [B].
 
-    With `config.eval.views`, also those of the probabilities averaged over several views.
+    The most probable first, and fewer than three where there are fewer classes. The probabilities
+    are the mean of those of `views` (`augment.views`).
     """
-    mask, label = batch["mask"], batch["label"]
-
-    def sums(logits):
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-        return {
-            "correct": (mask & (logits.argmax(-1) == label)).sum(dtype=jnp.int32),
-            "cross_entropy": jnp.where(mask, cross_entropy, 0).sum(),
-        }
-
-    views = augment.views(batch["image"], config.augment.crop_size, config.eval.views)
-    logits = [predict(model, params, images) for images in views]
-    metrics = {"count": mask.sum(dtype=jnp.int32), **sums(logits[0])}
-    if len(logits) > 1:
-        log_mean = jnp.log(jnp.mean(jax.nn.softmax(jnp.stack(logits)), axis=0))
-        metrics |= {f"{name}_of_views": value for name, value in sums(log_mean).items()}
-    return lax.psum(metrics, AXIS)
+    looks = augment.views(batch["image"], config.augment.crop_size, views)
+    logits = jnp.stack([predict(model, params, images) for images in looks])
+    log_mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(views)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(log_mean, batch["label"])
+    log_probabilities, classes = lax.top_k(log_mean, min(TOP, log_mean.shape[-1]))
+    return {
+        "classes": classes,
+        "probabilities": jnp.exp(log_probabilities),
+        "cross_entropy": cross_entropy,
+    }

@@ -1,105 +1,221 @@
-"""What a run tells: the tutorial's console lines, a progress bar, TensorBoard, metrics.jsonl."""
+"""What a run writes down: TensorBoard's events and metrics.jsonl, from a thread of its own."""
 
-import datetime
-import json
+import errno
+import os
+import queue
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import numpy as np
 
-from cifar_jax.errors import UserError
+from cifar_jax import records
 
-
-def train_line(step: int, loss: float, batch_size: int, seconds: float) -> str:
-    """The tutorial's: time, step, total loss, speed; `seconds` are those of one batch."""
-    return (
-        f"{_now()}: step {step}, loss = {loss:.2f} "
-        f"({batch_size / seconds:.1f} examples/sec; {seconds:.3f} sec/batch)"
-    )
+_BUCKETS = 50
+RETRY_SECONDS = 30.0  # after a failure, before the disk is tried again
+_counter = iter(range(sys.maxsize))  # several writers of one process
 
 
-def precision_line(precision: float, views: int = 1) -> str:
-    """The tutorial's: time and precision @ 1; where it is of several views, their number too."""
-    over = f" over {views} views" if views > 1 else ""
-    return f"{_now()}: precision @ 1{over} = {precision:.3f}"
+class Writer:
+    """Takes summaries without waiting for the disk, and writes them in their order.
 
+    What was taken is on disk after `close`, whatever ends the run in between. A disk that is full
+    or a folder that is gone costs summaries and one line of warning, never the run; writing is
+    tried again with the next summary.
+    """
 
-def _now() -> str:
-    return datetime.datetime.now().isoformat(sep=" ", timespec="microseconds")
+    def __init__(self, workdir: Path, kind: str, resumed_at: int | None = None):
+        """`kind` names the records and the folder of events: "train", "eval", …
 
+        With `resumed_at`, what an earlier process wrote of that step and later ones is taken back.
+        """
+        self._workdir, self._kind, self._resumed_at = workdir, kind, resumed_at
+        self._events: Any = None
+        self._file: Path | None = None
+        self._warned, self._retry_at = False, 0.0
+        self._bug: Exception | None = None
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+        if resumed_at is not None:
+            self._queue.put(self._begin)
 
-class Display:
-    """Lines of text; on a terminal they scroll above a progress bar."""
+    # -- what can be written; all return at once --
 
-    def __init__(self, total: int, done: int):
-        console = Console()
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            columns = (
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task("train", total=total, completed=done, note="")
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """To TensorBoard and, as one record, to metrics.jsonl."""
+        now = time.time()
 
-    def __enter__(self) -> "Display":
-        if self._bar:
-            self._bar.start()
-        return self
+        def write():
+            from tensorboardX import summary
 
-    def __exit__(self, *error: object) -> None:
-        if self._bar:
-            self._bar.stop()
+            record = {"kind": self._kind, "step": step, "time": now, **values}
+            records.append(self._path, record)
+            for name, value in values.items():
+                self._event(step, summary.scalar(name, value), now)
 
-    def line(self, text: str) -> None:
-        if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(text, flush=True)
+        self._queue.put(write)
 
-    def advance(self, step: int, note: str) -> None:
-        if self._bar:
-            self._bar.update(self._task, completed=step, note=note)
+    def histogram(self, step: int, name: str, values: Any) -> None:
+        """Of any array. NaN and infinity are left out, and their number is told as a scalar."""
 
+        def write():
+            from tensorboardX import summary
 
-class Scalars:
-    """Writes scalars to tensorboard/<kind>/ and, one JSON object a line, to metrics.jsonl."""
+            flat = np.asarray(values, np.float32).ravel()
+            finite = flat[np.isfinite(flat)]
+            if finite.size < flat.size:
+                lost = float(flat.size - finite.size)
+                self._event(step, summary.scalar(f"not_finite/{name}", lost))
+            if finite.size:
+                self._event(step, summary.histogram_raw(name, **histogram(finite)))
 
-    def __init__(self, workdir: Path, kind: str):
-        from tensorboardX import SummaryWriter  # protobuf: half a second that not all modes need
+        self._queue.put(write)
 
-        self._kind, self._warned = kind, False
-        try:
-            self._events = SummaryWriter(str(workdir / "tensorboard" / kind))
-            self._lines = (workdir / "metrics.jsonl").open("a")
-        except OSError as error:
-            raise UserError(f"Cannot write to {workdir}: {error.strerror}.") from error
+    def image(self, step: int, name: str, draw: Callable[[], np.ndarray]) -> None:
+        """`draw`, which gives a uint8 [H, W, 3], is called by the thread as well."""
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-        record = {"kind": self._kind, "step": step, **values}
-        # One write of a whole line: training and evaluation append to the same file.
-        try:
-            self._lines.write(json.dumps(record) + "\n")
-            self._lines.flush()
-        except OSError as error:
-            self._warn(error)
+        def write():
+            from tensorboardX import summary
 
-    def _warn(self, error: OSError) -> None:
-        """A log that cannot be written is not worth a run: it is said once."""
-        if not self._warned:
-            print(f"Scalars are not written any more: {error.strerror}.", file=sys.stderr)
-        self._warned = True
+            self._event(step, summary.image(name, draw(), dataformats="HWC"))
+
+        self._queue.put(write)
+
+    def text(self, name: str, markdown: str) -> None:
+        def write():
+            from tensorboardX import summary
+
+            self._event(0, summary.text(name, markdown))
+
+        self._queue.put(write)
+
+    def hparams(self, config: Mapping[str, Any], metrics: tuple[str, ...]) -> None:
+        """TensorBoard's table of runs: the fields of a config, and scalars of this kind by name."""
+
+        def write():
+            from tensorboardX import summary
+
+            simple = {
+                name: value if isinstance(value, bool | int | float | str) else str(value)
+                for name, value in config.items()
+            }
+            for part in summary.hparams(simple, dict.fromkeys(metrics, 0.0)):
+                self._event(0, part)
+
+        self._queue.put(write)
 
     def close(self) -> None:
-        for file in (self._events, self._lines):
-            try:
-                file.close()
-            except OSError as error:
-                self._warn(error)
+        """Returns once all is written. Raises what was not the disk's fault."""
+        self._queue.put(None)
+        self._thread.join()
+        if self._bug:
+            raise self._bug
+
+    # -- the thread --
+
+    @property
+    def _path(self) -> Path:
+        return self._workdir / records.FILE
+
+    def _work(self) -> None:
+        while (write := self._queue.get()) is not None:
+            self._guarded(write)
+            if self._queue.empty():
+                self._guarded(self._flush)
+        self._guarded(self._close)
+
+    def _guarded(self, write: Callable[[], object]) -> None:
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            write()
+        except OSError as error:
+            self._events = None  # what is half written there would hide what follows
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            if not self._warned:
+                print(
+                    f"Summaries cannot be written to {self._workdir}: {error.strerror}. "
+                    "Training goes on without.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._warned = True
+        except Exception as error:
+            self._bug = error
+
+    def _begin(self) -> None:
+        step = self._resumed_at or 0
+        records.drop(self._path, lambda r: r["kind"] in (self._kind, "start") and r["step"] >= step)
+        if self._kind == "train":
+            records.append(self._path, {"kind": "start", "step": step, "time": time.time()})
+
+    def _event(self, step: int, content: Any, now: float | None = None) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        if self._events is None:
+            self._events = self._open()
+        event = Event(step=step, summary=content, wall_time=now or time.time())
+        self._events.write_event(event)
+
+    def _open(self) -> Any:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder = self._workdir / "tensorboard" / self._kind
+        folder.mkdir(parents=True, exist_ok=True)
+        events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{next(_counter)}")
+        self._file = Path(events._file_name)
+        if self._resumed_at is not None:  # TensorBoard then forgets what it had read from there on
+            log = SessionLog(status=SessionLog.START)
+            events.write_event(Event(step=self._resumed_at, session_log=log, wall_time=time.time()))
+            self._resumed_at = None
+        return events
+
+    def _flush(self) -> None:
+        if self._events is None:
+            return
+        self._events.flush()
+        if self._file and not self._file.exists():  # Linux writes on to a file that was deleted
+            raise FileNotFoundError(errno.ENOENT, "its folder of events is gone")
+
+    def _close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+def histogram(values: np.ndarray) -> dict[str, Any]:
+    """Buckets of equal width over finite values, as TensorBoard's protocol names them."""
+    values = values.astype(np.float64)
+    counts, edges = np.histogram(values, _BUCKETS)
+    return {
+        "min": values.min(),
+        "max": values.max(),
+        "num": values.size,
+        "sum": values.sum(),
+        "sum_squares": np.square(values).sum(),
+        "bucket_limits": edges[1:].tolist(),
+        "bucket_counts": counts.tolist(),
+    }
+
+
+class Average:
+    """The tutorial's moving average of a scalar: decay 0.9, and as if it had begun long ago.
+
+    (tf.train.ExponentialMovingAverage of a tensor, which makes up for its first value of 0.)
+    """
+
+    def __init__(self, decay: float = 0.9):
+        self._decay, self._sum, self._weight = decay, 0.0, 0.0
+
+    def update(self, value: float) -> float:
+        self._sum = self._decay * self._sum + (1 - self._decay) * value
+        self._weight = self._decay * self._weight + (1 - self._decay)
+        return self._sum / self._weight
+
+    def restart(self, average: float) -> None:
+        """As after very many values of `average`."""
+        self._sum, self._weight = average, 1.0

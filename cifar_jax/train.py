@@ -5,23 +5,30 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import jax
-from clu.parameter_overview import get_parameter_overview
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cifar_jax import checkpoint, optim, parallel, steps, summaries
+from cifar_jax import checkpoint, display, optim, overview, parallel, steps
 from cifar_jax import config as config_lib
 from cifar_jax.data import batches, sources
 from cifar_jax.errors import UsageError, UserError
+from cifar_jax.log import Log
 
-AfterCheckpoint = Callable[[int], object]
+_TELLS = {
+    steps.Detail.NONE: "as such",
+    steps.Detail.SCALARS: "with norms",
+    steps.Detail.TENSORS: "with norms, pictures and histograms",
+}
+
+AfterCheckpoint = Callable[[int], float | None]
 
 
 def train(
@@ -29,8 +36,9 @@ def train(
 ) -> steps.TrainState:
     """Trains to the end of the run in `workdir`, from its last good checkpoint if there is one.
 
-    `after_checkpoint` is called with the step of each checkpoint once it is complete. Raises
-    UserError for what a user can mend, Interrupted after SIGINT or SIGTERM.
+    `after_checkpoint` is called with the step of each checkpoint once it is complete; what it
+    returns, if anything, is shown as the last precision @ 1. Raises UserError for what a user can
+    mend, Interrupted after SIGINT or SIGTERM.
     """
     changes = config_lib.check_same_run(config, workdir)
     data = sources.load(config.data, "train")
@@ -57,18 +65,21 @@ def train(
     for change in changes:
         print(f"With another config: {change}")
 
-    with (
-        contextlib.closing(_Saver(config, folder, newest, after_checkpoint)) as saver,
-        contextlib.closing(_Log(config, workdir, saver)) as log,
-    ):
-        if int(state.step) < num_steps:
-            checkpoint.mark_finished(folder, None)
-            state = _loop(config, data, state, step, num_steps, log, saver)
-            saver.wait()
-            checkpoint.mark_finished(folder, int(state.step))
-        else:
+    with contextlib.closing(_Saver(config, folder, newest, after_checkpoint)) as saver:
+        if int(state.step) >= num_steps:
             print(f"Training has already ended at step {state.step}.")
             saver.tell()
+            return state
+        checkpoint.mark_finished(folder, None)
+        progress = display.Display(num_steps, int(state.step), len(data) / config.batch_size)
+        with contextlib.closing(
+            Log(config, workdir, saver.diverged, progress, int(state.step))
+        ) as log:
+            crop = (config.augment.crop_size, config.augment.crop_size, data.images.shape[-1])
+            log.describe(state.params, overview.layers(model, crop), data.class_names)
+            state = _loop(config, data, state, step, num_steps, log, saver)
+        saver.wait()
+        checkpoint.mark_finished(folder, int(state.step))
     return state
 
 
@@ -78,63 +89,74 @@ def _loop(
     state: steps.TrainState,
     step: Callable,
     num_steps: int,
-    log: "_Log",
+    log: Log,
     saver: "_Saver",
 ) -> steps.TrainState:
     mesh = parallel.make_mesh(config.num_devices)
+    if mesh.size < config.num_devices:
+        log.line(f"{config.num_devices} devices were asked for; there are {mesh.size}.")
     state, images, labels = parallel.replicate((state, data.images, data.labels), mesh)
-    first = int(state.step)
-
-    per_call = config.steps_per_call or parallel.steps_per_call(mesh)
-    compiled: dict[int, jax.stages.Compiled] = {}
+    full = config.steps_per_call or parallel.steps_per_call(mesh)
+    if config.summaries.scalars:  # only the first step of a call tells more than its metrics
+        full = min(full, config.summaries.scalars)
+    programs: dict[tuple[int, steps.Detail], jax.stages.Compiled] = {}
 
     def call(state, number: int, count: int):
-        index = batches.train_indices(config.seed, number, count, config.batch_size, len(data))
-        if count not in compiled:
+        with log.waiting():
+            index = batches.train_indices(config.seed, number, count, config.batch_size, len(data))
+        kind = count, log.detail(number)
+        if kind not in programs:
             with log.paused():
-                compiled[count] = compile_step(step, mesh, state, index, images, labels)
-        return compiled[count](state, index, images, labels)
+                log.line(
+                    f"Compiling the training step {_TELLS[kind[1]]} for {mesh.size} device(s): "
+                    "about 10 s, or 1 s where it is in the cache."
+                )
+                programs[kind] = compile_step(step, kind[1], mesh, state, index, images, labels)
+        return programs[kind](state, index, images, labels)
 
-    with summaries.Display(num_steps, first) as display, _Stop() as stop:
-        display.line(get_parameter_overview(state.params, include_stats=False))
-        if mesh.size < config.num_devices:
-            display.line(f"{config.num_devices} devices were asked for; there are {mesh.size}.")
-        display.line(f"Compiling the training step for {mesh.size} device(s).")
-        log.start(display, first)
-        number = first
+    with log, _Stop() as stop, _Profile(config, log.workdir, log) as profile:
+        number = int(state.step)
         while number < num_steps:
-            # Two programs serve a whole run: one for full calls, one for what is left over.
+            # Few programs serve a whole run: those for full calls, and for what is left over.
             room = min(num_steps, saver.next_due(number)) - number
-            count = per_call if per_call <= room else 1
-            state, metrics = call(state, number, count)
-            log.note(number, metrics)
+            count = full if full <= room and number % full == 0 else 1
+            profile.before(number)
+            state, metrics, told = call(state, number, count)
+            log.note(number, metrics, told)
             number += count
+            profile.after(number, state)
             last, stopped = number == num_steps, stop.signal
             if last or stopped or saver.due(number):
                 log.flush()
                 with log.paused():
-                    saver.save(number, state)
+                    log.saved(number, saver.save(number, state))
             if stopped and not last:
                 saver.wait()
                 raise Interrupted(stopped, number, saver.folder)
     return state
 
 
-def compile_step(step: Callable, mesh: Mesh, *example: object) -> jax.stages.Compiled:
+def compile_step(
+    step: Callable, detail: steps.Detail, mesh: Mesh, *example: object
+) -> jax.stages.Compiled:
     """Several steps with their gathers in one program; the state's memory is reused.
 
     It takes (state, indices [steps, global batch], images, labels) as `example` has them, and gives
-    the new state and the metrics of every step, [steps] each.
+    the new state, the metrics of every step, [steps] each, and what the first step tells.
     """
 
     def run(state, indices, images, labels):
-        def one(state, index):
-            return step(state, {"image": images[index], "label": labels[index]})
+        def one(state, index, detail=steps.Detail.NONE):
+            batch = {"image": images[index], "label": labels[index]}
+            state, metrics, told = step(state, batch, detail=detail)
+            return state, (metrics, told)
 
-        if len(indices) > 1:
-            return lax.scan(one, state, indices)
-        state, metrics = one(state, indices[0])  # where a loop would hinder XLA: on CPUs
-        return state, jax.tree.map(lambda value: value[None], metrics)
+        state, (first, told) = one(state, indices[0], detail)
+        metrics = jax.tree.map(lambda value: value[None], first)
+        if len(indices) > 1:  # else without a loop, which would hinder XLA on CPUs
+            state, (rest, _) = lax.scan(one, state, indices[1:])
+            metrics = jax.tree.map(lambda *values: jnp.concatenate(values), metrics, rest)
+        return state, metrics, told
 
     wrapped = parallel.data_parallel(run, mesh, sharded={1: 1}, donate=True)
     return wrapped.lower(*example).compile()
@@ -176,19 +198,20 @@ class _Saver:
         every = self._checkpoint.every_steps
         return (step // every + 1) * every if every else math.inf
 
-    def save(self, step: int, state: steps.TrainState) -> None:
+    def save(self, step: int, state: steps.TrainState) -> float | None:
         # The loss is of the parameters before the update, and does not show yet what that did.
         if not self._all_finite(state.params):
             raise self.diverged(f"The parameters are no longer finite after step {step - 1}")
         self._writer.save(step, state)
         self._newest, self._time = step, time.monotonic()
-        self.tell()
+        return self.tell()
 
-    def tell(self) -> None:
-        """Calls `after_checkpoint`, once the last save is complete."""
-        if self._tell and self._newest is not None:
-            self.wait()
-            self._tell(self._newest)
+    def tell(self) -> float | None:
+        """Calls `after_checkpoint`, once the last save is complete, and returns its precision."""
+        if self._tell is None or self._newest is None:
+            return None
+        self.wait()
+        return self._tell(self._newest)
 
     def diverged(self, what: str) -> UserError:
         newest = self._newest
@@ -205,64 +228,38 @@ class _Saver:
         self._writer.close()
 
 
-class _Log:
-    """Reads each call's metrics once the next call is on its way, and tells them by cadence."""
+class _Profile:
+    """Traces the steps of config.profile.steps, (first, end), for TensorBoard and Perfetto."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, saver: _Saver):
-        self._config, self._saver = config, saver
-        self._scalars = summaries.Scalars(workdir, "train")
-        self._unread: tuple[int, steps.Metrics] | None = None
+    def __init__(self, config: ConfigDict, workdir: Path, log: Log):
+        self._first, self._end = config.profile.steps
+        self._folder, self._log, self._running = workdir / "tensorboard" / "train", log, False
 
-    def start(self, display: summaries.Display, first: int) -> None:
-        """Starts the clock: `first` is about to run."""
-        self._display, self._first = display, first
-        self._time = time.monotonic()  # up to when it is accounted for
-        self._seconds, self._steps = 0.0, 0  # since the last line
+    def __enter__(self) -> "_Profile":
+        return self
 
-    def note(self, number: int, metrics: steps.Metrics) -> None:
-        """Takes the metrics, [steps] each, of a call that has been dispatched and begins with step
-        `number`; reads those of the call before."""
-        self.flush()
-        self._unread = number, metrics
+    def before(self, number: int) -> None:
+        """A call that begins with step `number` is about to be made."""
+        if not self._running and self._first <= number < self._end:
+            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+            self._running = True
 
-    def flush(self) -> None:
-        """Waits for the noted call. Raises UserError where a loss is NaN or infinite."""
-        if self._unread is None:
-            return
-        (number, metrics), self._unread = self._unread, None
-        metrics = jax.device_get(metrics)
-        count, now = len(metrics["loss"]), time.monotonic()
-        seconds, self._time = (now - self._time) / count, now
-        for i in range(count):
-            self._seconds, self._steps = self._seconds + seconds, self._steps + 1
-            self._read(number + i, {name: float(value[i]) for name, value in metrics.items()})
+    def after(self, number: int, state: steps.TrainState) -> None:
+        """All steps before `number` are on their way, and end with `state`."""
+        if self._running and number >= self._end:
+            with self._log.paused():
+                jax.block_until_ready(state)
+                self._stop()
 
-    def _read(self, number: int, values: dict[str, float]) -> None:
-        if not math.isfinite(values["loss"]):
-            before = f"; it was finite in the steps {self._first} to {number - 1}"
-            raise self._saver.diverged(
-                f"The loss is {values['loss']} at step {number}"
-                + (before if number > self._first else ", the first one")
-            )
-        self._display.advance(number + 1, f"loss {values['loss']:.2f}")
-        if number % self._config.log_every_steps == 0:
-            self._tell(number, values)
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._running, self._end = False, 0
+        newest = max((self._folder / "plugins" / "profile").iterdir())
+        self._log.line(f"The trace is in {newest}: tensorboard --logdir={self._folder.parent}")
 
-    def _tell(self, number: int, values: dict[str, float]) -> None:
-        seconds, batch_size = max(self._seconds, 1e-9) / self._steps, self._config.batch_size
-        self._seconds, self._steps = 0.0, 0
-        self._display.line(summaries.train_line(number, values["loss"], batch_size, seconds))
-        self._scalars.write(number, {**values, "examples_per_second": batch_size / seconds})
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keeps the time of compiling, saving and evaluating out of the seconds per batch."""
-        start = time.monotonic()
-        yield
-        self._time += time.monotonic() - start
-
-    def close(self) -> None:
-        self._scalars.close()
+    def __exit__(self, *error: object) -> None:
+        if self._running:
+            self._stop()
 
 
 class _Stop:

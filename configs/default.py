@@ -65,6 +65,14 @@ def get_config() -> ml_collections.ConfigDict:
     optim.average_decay = 0.9999  # of the parameters' moving average, the last decay it reaches
     optim.loss_scale = 32768.0  # float16 only: where the dynamic scale starts
 
+    config.summaries = summaries = ml_collections.ConfigDict()
+    summaries.scalars = 10  # steps from one to the next, as of the others; 0: none
+    summaries.images = 100
+    summaries.histograms = 100
+
+    config.profile = ml_collections.ConfigDict()
+    config.profile.steps = (0, 0)  # from which step to before which a trace is taken; (100, 110)
+
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_steps = 1_000  # 0: not by steps
     checkpoint.every_minutes = 10.0  # 0: not by time

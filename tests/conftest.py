@@ -68,6 +68,7 @@ def config(default, data_dir):
     default.num_steps = 6
     default.log_every_steps = 2
     default.checkpoint.every_steps = 3
+    default.summaries.update(scalars=0, images=0, histograms=0)  # one program to compile
     default.eval.batch_size = 16
     default.eval.poll_seconds = 0.05
     return default
@@ -77,15 +78,20 @@ def config(default, data_dir):
 def compiled_step():
     """Binds and compiles `steps.train_step` for a config: (first state, step) of 16 images."""
 
-    def build(config, devices: int = 1):
+    def build(config, devices: int = 1, detail: int = 0):
         schedule = optim.make_schedule(config.optim, 90 / 16, 6)
         model = steps.make_model(config, 10)
         optimizer = steps.make_optimizer(config, schedule)
         step = partial(
-            steps.train_step, config=config, model=model, optimizer=optimizer, schedule=schedule
+            steps.train_step,
+            config=config,
+            model=model,
+            optimizer=optimizer,
+            schedule=schedule,
+            detail=detail,
         )
         mesh = parallel.make_mesh(devices)
         state = parallel.replicate(steps.init_state(config, model, optimizer), mesh)
-        return state, parallel.data_parallel(step, mesh, sharded={1: 0}, donate=False)
+        return state, parallel.data_parallel(step, mesh, sharded={1: 0})
 
     return build

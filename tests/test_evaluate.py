@@ -15,6 +15,7 @@ from cifar_jax import config as config_lib
 from cifar_jax.data import sources
 from cifar_jax.errors import UsageError, UserError
 from tests.conftest import NUM_TEST, NUM_TRAIN
+from tests.test_summaries import values
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,6 @@ def expected_precision(config, workdir, step, split, averages=True, count=None, 
         ({}, "eval", "precision_at_1"),
         ({"ema": False}, "eval", "precision_at_1_raw"),
         ({"split": "train"}, "eval_train", "precision_at_1"),
-        ({"num_examples": 21}, "eval", "precision_at_1"),
     ],
 )
 def test_once_evaluates_the_newest(config, workdir, capsys, options, kind, tag):
@@ -89,17 +89,41 @@ def test_views_are_averaged_and_reported_apart(config, workdir, capsys, views):
     one = expected_precision(config, workdir, 6, "test")
     several = expected_precision(config, workdir, 6, "test", views=views)
     assert record["precision_at_1"] == pytest.approx(one)
-    assert record["precision_at_1_of_views"] == pytest.approx(several)
+    assert record[f"precision_at_1_of_{views}_views"] == pytest.approx(several)
     lines = [line.split(": ", 1)[1] for line in capsys.readouterr().out.splitlines()[-2:]]
     expected = [f"precision @ 1 = {one:.3f}", f"precision @ 1 over {views} views = {several:.3f}"]
     assert lines == expected
 
 
+def test_a_part_of_the_split_is_told_but_no_point_of_the_curve(config, workdir, capsys):
+    evaluate.evaluate(config, workdir, once=True, num_examples=21)
+    expected = expected_precision(config, workdir, 6, "test", count=21)
+    assert f": precision @ 1 = {expected:.3f}\n" in capsys.readouterr().out
+    assert records(workdir) == []
+
+
+def test_everything_that_is_told_of_an_evaluation(config, workdir):
+    evaluate.evaluate(config, workdir, once=True)
+    (record,) = records(workdir)
+    raw = expected_precision(config, workdir, 6, "test", averages=False)
+    assert record["precision_at_1_raw"] == pytest.approx(raw)
+    data = sources.load(config.data, "test")
+    counts = np.bincount(data.labels, minlength=10)
+    classes = [record[f"precision_at_1/{name}"] for name in data.class_names]
+    whole = np.nansum(np.multiply(classes, counts)) / counts.sum()
+    assert whole == pytest.approx(record["precision_at_1"])
+    assert 0 <= record["calibration_error"] <= 1
+    assert record["cross_entropy"] == pytest.approx(np.log(10), abs=0.2)
+    tags = {tag for tag, _ in values(workdir, "eval")}
+    assert {"confusion", "mistakes", "_hparams_/experiment", "cross_entropy_raw"} < tags
+
+
 def test_the_batch_size_has_no_influence(config, workdir):
+    found = []
     for size in (16, 5, 64):
         config.eval.batch_size = size
         evaluate.evaluate(config, workdir, once=True)
-    found = records(workdir)
+        found += records(workdir)  # of one checkpoint there is one
     assert len({record["precision_at_1"] for record in found}) == 1
     losses = [record["cross_entropy"] for record in found]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)

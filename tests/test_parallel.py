@@ -16,6 +16,6 @@ def test_a_step_averages_over_the_axis_and_gets_its_share():
     def step(state, batch):
         return state + lax.pmean(batch.sum(), parallel.AXIS)
 
-    compiled = parallel.data_parallel(step, parallel.make_mesh(1), sharded={1: 0}, donate=False)
+    compiled = parallel.data_parallel(step, parallel.make_mesh(1), sharded={1: 0})
     state = parallel.replicate(np.float32(1), parallel.make_mesh(1))
     assert float(compiled(state, jnp.arange(4.0))) == 7.0

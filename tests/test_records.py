@@ -1,5 +1,6 @@
 """metrics.jsonl under crashes, replacement and several writers."""
 
+import math
 import subprocess
 import sys
 
@@ -19,11 +20,21 @@ def record(step, kind="train", **values):
 
 
 def test_what_is_written_is_read(path):
-    written = [record(0, loss=4.68), record(10, loss=float("inf")), record(10, "eval")]
+    written = [record(0, loss=4.68), record(10, loss=1e30), record(10, "eval")]
     for one in written:
         records.append(path, one)
     assert records.read(path) == written
     assert path.read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_json_cannot_say_is_null(path, value):
+    records.append(path, record(0, loss=value))
+    assert path.read_text() == '{"kind": "train", "step": 0, "loss": null}\n'
+    (found,) = records.read(path)
+    assert math.isnan(found["loss"])
+    records.drop(path, lambda _: True)
+    assert records.read(path) == []
 
 
 def test_no_file_is_no_records(path):

@@ -40,7 +40,8 @@ def test_first_loss_is_the_tutorials(default):
 def test_train_step_is_its_parts(config, started, batch):
     """Distortion, loss, gradient and update done one after the other outside of the step."""
     state, step = started
-    new, metrics = step(state, batch)
+    new, metrics, told = step(state, batch)
+    assert told == {}
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(jax.random.key(0), 0)))(
         jnp.arange(16)
     )
@@ -96,24 +97,57 @@ def test_distortions_differ_between_images_and_steps(config, batch):
     np.testing.assert_array_equal(first, run(0, same))
 
 
-def test_eval_step_counts_what_the_mask_shows(config, batch):
+def test_what_a_step_tells(config, compiled_step, batch):
+    """The same update; norms, sparsity, gradients and layers as worked out apart."""
+    state, step = compiled_step(config, detail=steps.Detail.TENSORS)
+    new, metrics, told = step(state, batch)
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(jax.random.key(0), 0)))(
+        jnp.arange(16)
+    )
+    images = augment.distort(keys, batch["image"], config.augment)
+    model = steps.make_model(config, 10)
+
+    def total_loss(params):
+        logits = model.apply({"params": params}, images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean() + optim.l2_penalty(params, config.optim)
+
+    gradients = jax.grad(total_loss)(state.params)
+    _, layers = steps.predict(model, state.params, images, return_layers=True)
+    close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, told["gradients"], gradients)
+    jax.tree.map(close, told["layers"], layers)
+    jax.tree.map(close, told["params"], state.params)
+    close(told["images"], images)
+    assert (told["labels"] == batch["label"]).all()
+    scalars = {name: float(value) for name, value in told["scalars"].items()}
+    assert scalars["gradient_norm"] == pytest.approx(float(optax.tree.norm(gradients)), rel=1e-3)
+    kernel_and_bias = new.params["conv1"], state.params["conv1"]
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, *kernel_and_bias))
+    expected = float(moved / optax.tree.norm(state.params["conv1"]))
+    assert scalars["update_ratio/conv1"] == pytest.approx(expected, rel=1e-2)
+    assert scalars["sparsity/local3"] == pytest.approx(float((layers["local3"] == 0).mean()))
+    jax.tree.map(
+        lambda p, old, g: np.testing.assert_allclose(p, old - 0.1 * g, atol=2e-6),
+        *(new.params, state.params, gradients),
+    )
+
+
+def test_predict_step_names_the_most_probable(config, batch):
     model = steps.make_model(config, 10)
     state = steps.init_state(config, model, steps.make_optimizer(config, lambda _: 0.1))
-    step = parallel.data_parallel(
-        partial(steps.eval_step, config=config, model=model),
-        parallel.make_mesh(1),
-        sharded={1: 0},
-        donate=False,
+    step = partial(steps.predict_step, config=config, model=model)
+    found = parallel.data_parallel(step, parallel.make_mesh(1), sharded={1: 0}, per_image=True)(
+        state.params, batch
     )
-    mask = np.arange(16) < 11
-    sums = step(state.params, {**batch, "mask": mask})
     images = augment.central_crop(batch["image"], 24)
-    logits = model.apply({"params": state.params}, images)[:11]
-    labels = batch["label"][:11]
-    assert int(sums["count"]) == 11
-    assert int(sums["correct"]) == int((logits.argmax(-1) == labels).sum())
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    assert float(sums["cross_entropy"]) == pytest.approx(float(losses.sum()), rel=1e-5)
+    probabilities = np.asarray(jax.nn.softmax(steps.predict(model, state.params, images)))
+    order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :3]
+    np.testing.assert_array_equal(found["classes"], order)
+    expected = np.take_along_axis(probabilities, order, axis=-1)
+    np.testing.assert_allclose(found["probabilities"], expected, rtol=1e-4)
+    right = probabilities[np.arange(16), batch["label"]]
+    np.testing.assert_allclose(found["cross_entropy"], -np.log(right), rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -122,7 +156,7 @@ def test_half_precision_trains_float32_parameters(config, compiled_step, batch, 
     state, step = compiled_step(config)
     losses = []
     for _ in range(8):
-        state, metrics = step(state, batch)
+        state, metrics, _ = step(state, batch)
         losses.append(float(metrics["cross_entropy"]))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
     assert np.isfinite(losses).all()

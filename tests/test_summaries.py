@@ -1,63 +1,199 @@
-"""The tutorial's lines to the character, and the scalars read back."""
+"""What the writer's thread puts on disk, read back; and disks that refuse."""
 
-import json
+import errno
+import math
 import re
+import shutil
 
+import numpy as np
+import pytest
 from tensorboardX.proto import event_pb2
 
-from cifar_jax import summaries
-
-STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}"
-
-
-def test_train_line_to_the_character():
-    line = summaries.train_line(step=10, loss=4.6649, batch_size=128, seconds=0.23981)
-    expected = r": step 10, loss = 4\.66 \(533\.8 examples/sec; 0\.240 sec/batch\)"
-    assert re.fullmatch(STAMP + expected, line)
-
-
-def test_precision_line_to_the_character():
-    assert re.fullmatch(STAMP + r": precision @ 1 = 0\.860", summaries.precision_line(0.86))
+from cifar_jax import records, summaries
 
 
 def events(folder):
-    """(tag, step, value) of every scalar in TensorBoard's event files."""
-    for path in folder.glob("events*"):
+    """Every event of TensorBoard's files, in their order."""
+    for path in sorted(folder.glob("events*")):
         data = path.read_bytes()
         while data:
             length = int.from_bytes(data[:8], "little")
-            event = event_pb2.Event.FromString(data[12 : 12 + length])
-            yield from ((v.tag, event.step, v.simple_value) for v in event.summary.value)
+            yield event_pb2.Event.FromString(data[12 : 12 + length])
             data = data[12 + length + 4 :]
 
 
-def test_scalars_go_to_tensorboard_and_to_one_json_object_a_line(tmp_path):
+def values(workdir, kind="train"):
+    """{(tag, step): value} of all summaries."""
+    return {
+        (value.tag, event.step): value
+        for event in events(workdir / "tensorboard" / kind)
+        for value in event.summary.value
+    }
+
+
+@pytest.fixture
+def writer(tmp_path):
+    made = []
+
+    def make(kind="train", **options):
+        made.append(summaries.Writer(tmp_path, kind, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one._thread.is_alive():
+            one.close()
+
+
+def test_scalars_go_to_tensorboard_and_to_one_json_object_a_line(tmp_path, writer):
     for kind in ("train", "eval"):
-        scalars = summaries.Scalars(tmp_path, kind)
-        scalars.write(10, {"loss": 4.5})
-        scalars.write(20, {"loss": 4.25, "l2": 2.0})
-        scalars.close()
-    for kind in ("train", "eval"):
-        found = set(events(tmp_path / "tensorboard" / kind))
-        assert found == {("loss", 10, 4.5), ("loss", 20, 4.25), ("l2", 20, 2.0)}
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines[0] == {"kind": "train", "step": 10, "loss": 4.5}
-    assert lines[3] == {"kind": "eval", "step": 20, "loss": 4.25, "l2": 2.0}
+        one = writer(kind)
+        one.scalars(10, {"loss": 4.5})
+        one.scalars(20, {"loss": 4.25, "l2": 2.0})
+        one.close()
+        found = {key: value.simple_value for key, value in values(tmp_path, kind).items()}
+        assert found == {("loss", 10): 4.5, ("loss", 20): 4.25, ("l2", 20): 2.0}
+    lines = records.read(tmp_path / "metrics.jsonl")
+    assert [(r["kind"], r["step"], r["loss"]) for r in lines] == [
+        *(("train", 10, 4.5), ("train", 20, 4.25)),
+        *(("eval", 10, 4.5), ("eval", 20, 4.25)),
+    ]
+    assert all(r["time"] > 1e9 for r in lines)
 
 
-def test_in_a_pipe_lines_are_plain(capsys):
-    with summaries.Display(total=10, done=0) as display:
-        display.line("step 0, loss = [bold]4.68")
-        display.advance(1, "loss 4.68")
-    assert capsys.readouterr().out == "step 0, loss = [bold]4.68\n"
+def test_a_histogram_counts_what_is_no_number(tmp_path, writer):
+    one = writer()
+    one.histogram(5, "a", np.array([[0.0, 1.0], [1.0, np.nan], [np.inf, 4.0]]))
+    one.histogram(5, "b", np.array([np.nan]))
+    one.histogram(5, "c", np.array([2.0, 2.0]))
+    one.close()
+    found = values(tmp_path)
+    histogram = found["a", 5].histo
+    assert (histogram.min, histogram.max, histogram.num, histogram.sum) == (0, 4, 4, 6)
+    assert histogram.sum_squares == 18
+    assert sum(histogram.bucket) == 4
+    assert [n for n in histogram.bucket if n] == [1, 2, 1]
+    assert found["not_finite/a", 5].simple_value == 2
+    assert found["not_finite/b", 5].simple_value == 1
+    assert ("b", 5) not in found
+    assert found["c", 5].histo.num == 2
 
 
-def test_on_a_terminal_lines_scroll_above_a_bar(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "100")
-    with summaries.Display(total=10, done=0) as display:
-        display.line("step 0, loss = [bold]4.68")
-        display.advance(7, "loss 4.68")
-    out = capsys.readouterr().out
-    assert "step 0, loss = [bold]4.68\n" in out
-    assert "7/10" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out)
+def test_text_pictures_and_hyperparameters(tmp_path, writer):
+    one = writer()
+    one.text("model", "| a | b |")
+    one.image(3, "inputs", lambda: np.zeros((4, 6, 3), np.uint8))
+    one.hparams({"optim.name": "sgd", "seed": 1, "eval.layers": ("a",)}, ("loss",))
+    one.close()
+    found = values(tmp_path)
+    assert found["model/text_summary", 0].tensor.string_val == [b"| a | b |"]
+    assert (found["inputs", 3].image.width, found["inputs", 3].image.height) == (6, 4)
+    start = found["_hparams_/session_start_info", 0].metadata.plugin_data.content
+    assert b"optim.name" in start
+    assert b"('a',)" in start
+
+
+def test_a_resumed_run_takes_back_what_comes_again(tmp_path, writer):
+    first, other = writer(resumed_at=0), writer("eval")
+    for step in (0, 10, 20):
+        first.scalars(step, {"loss": 1.0})
+        other.scalars(step, {"precision_at_1": 0.5})
+    first.close()
+    other.close()
+    again = writer(resumed_at=10)
+    again.scalars(10, {"loss": 2.0})
+    again.close()
+    found = [
+        (r["step"], r["loss"]) for r in records.read(tmp_path / "metrics.jsonl") if "loss" in r
+    ]
+    assert found == [(0, 1.0), (10, 2.0)]
+    kinds = [r["kind"] for r in records.read(tmp_path / "metrics.jsonl")]
+    assert kinds.count("eval") == 3
+    assert kinds.count("start") == 2
+    (*_, start) = (
+        e for e in events(tmp_path / "tensorboard" / "train") if e.HasField("session_log")
+    )
+    assert (start.step, start.session_log.status) == (10, event_pb2.SessionLog.START)
+
+
+def test_a_full_disk_costs_one_warning(tmp_path, writer, monkeypatch, capsys):
+    monkeypatch.setattr(summaries, "RETRY_SECONDS", 0.0)
+    full = True
+    original = records.append
+
+    def append(path, record):
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(path, record)
+
+    monkeypatch.setattr(records, "append", append)
+    one = writer()
+    for step in range(3):
+        one.scalars(step, {"loss": 1.0})
+    one.close()
+    full = False
+    two = writer()
+    two.scalars(7, {"loss": 1.0})
+    two.close()
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "Summaries cannot be written to" in error
+    assert "No space left on device. Training goes on without." in error
+    assert [r["step"] for r in records.read(tmp_path / "metrics.jsonl")] == [7]
+
+
+def test_a_folder_that_vanishes_is_said_and_made_again(tmp_path, writer, monkeypatch, capsys):
+    monkeypatch.setattr(summaries, "RETRY_SECONDS", 0.0)
+    one = writer()
+    for step in range(3):
+        one.scalars(step, {"loss": 1.0})
+        one._queue.put(one._flush)
+        done = summaries.threading.Event()
+        one._queue.put(done.set)
+        assert done.wait(10)
+        if step == 0:
+            shutil.rmtree(tmp_path / "tensorboard")
+    one.close()
+    assert capsys.readouterr().err.count("its folder of events is gone") == 1
+    assert ("loss", 2) in values(tmp_path)
+
+
+def test_a_failure_is_not_tried_again_at_once(tmp_path, writer, monkeypatch, capsys):
+    """Else a full disk would be filled with empty files."""
+    tries = []
+
+    def append(path, record):
+        tries.append(record)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(records, "append", append)
+    one = writer()
+    for step in range(5):
+        one.scalars(step, {"loss": 1.0})
+    one.close()
+    assert len(tries) == 1
+    capsys.readouterr()
+
+
+def test_what_is_a_mistake_of_ours_is_raised(writer):
+    one = writer()
+    one.image(0, "broken", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        one.close()
+
+
+def test_the_average_is_the_tutorials():
+    """Zero at first, and made up for: v / (1 - 0.9^n)."""
+    average, biased = summaries.Average(), 0.0
+    for n, value in enumerate((4.0, 2.0, 3.0), start=1):
+        biased = 0.9 * biased + 0.1 * value
+        assert math.isclose(average.update(value), biased / (1 - 0.9**n))
+    average.restart(3.0)
+    assert math.isclose(average.update(4.0), 3.1)
+
+
+def test_warnings_name_the_workdir(tmp_path, capsys):
+    one = summaries.Writer(tmp_path / "gone", "train")
+    one.scalars(0, {"loss": 1.0})
+    one.close()
+    assert re.search(r"written to \S*gone: No such file", capsys.readouterr().err)

@@ -1,0 +1,198 @@
+"""What training tells: the console, TensorBoard and metrics.jsonl, each by its cadence."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from clu.parameter_overview import get_parameter_overview
+from ml_collections import ConfigDict
+
+from cifar_jax import config as config_lib
+from cifar_jax import display, overview, pictures, records, steps, summaries
+
+
+class Log:
+    """Reads each call's metrics once the next call is on its way, and tells them by cadence."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        diverged: Callable[[str], Exception],
+        progress: display.Display,
+        first: int,
+    ):
+        """`first` is the step that the run begins or goes on with; `diverged` makes the error of a
+        loss that is no number."""
+        self._config, self._diverged, self._display, self._first = config, diverged, progress, first
+        self.workdir = workdir
+        self._averages = {name: summaries.Average() for name in ("loss", "cross_entropy", "l2")}
+        self._continue_averages(workdir)
+        self._writer = summaries.Writer(workdir, "train", resumed_at=first)
+        self._unread: tuple[int, steps.Metrics, dict[str, Any]] | None = None
+        self._line_pace, self._scalar_pace = _Pace(), _Pace()
+        self.line = progress.line
+
+    def _continue_averages(self, workdir: Path) -> None:
+        known = records.read(workdir / records.FILE) if self._first else []
+        before = [r for r in known if r["kind"] == "train" and r["step"] < self._first]
+        for name, average in self._averages.items():
+            if before and f"{name}_average" in before[-1]:
+                average.restart(before[-1][f"{name}_average"])
+
+    def describe(
+        self, params: Any, rows: Sequence[overview.LayerRow], class_names: Sequence[str]
+    ) -> None:
+        """Tells what is about to be trained."""
+        self._class_names = class_names
+        table = overview.markdown(rows)
+        self.line(get_parameter_overview(params, include_stats=False))
+        self.line(table)
+        self._writer.text("model", table)
+        self._writer.hparams(config_lib.flat(self._config), ("loss_average", "precision"))
+
+    def __enter__(self) -> "Log":
+        """Starts the clock."""
+        self._display.__enter__()
+        self._time = time.monotonic()  # up to when it is accounted for
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._display.__exit__()
+
+    def detail(self, number: int) -> steps.Detail:
+        """What step `number` is to tell."""
+        cadence = self._config.summaries
+        if _due(cadence.images, number) or _due(cadence.histograms, number):
+            return steps.Detail.TENSORS
+        return steps.Detail.SCALARS if _due(cadence.scalars, number) else steps.Detail.NONE
+
+    def note(self, number: int, metrics: steps.Metrics, told: dict[str, Any]) -> None:
+        """Takes the metrics, [steps] each, of a call that has been dispatched and begins with step
+        `number`, and what that step tells; reads those of the call before."""
+        self.flush()
+        self._unread = number, metrics, told
+
+    def flush(self) -> None:
+        """Waits for the noted call. Raises UserError where a loss is NaN or infinite."""
+        if self._unread is None:
+            return
+        (number, *unread), self._unread = self._unread, None
+        metrics, told = jax.device_get(unread)
+        count, now = len(metrics["loss"]), time.monotonic()
+        seconds, self._time = (now - self._time) / count, now
+        for i in range(count):
+            values = {name: float(value[i]) for name, value in metrics.items()}
+            self._read(number + i, values, seconds, {} if i else told)
+
+    def _read(
+        self, number: int, values: dict[str, float], seconds: float, told: dict[str, Any]
+    ) -> None:
+        if not math.isfinite(values["loss"]):
+            before = f"; it was finite in the steps {self._first} to {number - 1}"
+            raise self._diverged(
+                f"The loss is {values['loss']} at step {number}"
+                + (before if number > self._first else ", the first one")
+            )
+        for name, average in self._averages.items():
+            values[f"{name}_average"] = average.update(values[name])
+        self._line_pace.add(seconds)
+        self._scalar_pace.add(seconds)
+        self._show(number, values)
+        if _due(self._config.summaries.scalars, number):
+            self._write_scalars(number, values, told)
+        if _due(self._config.summaries.histograms, number):
+            self._write_histograms(number, told)
+        if _due(self._config.summaries.images, number):
+            self._write_images(number, told)
+
+    def _show(self, number: int, values: dict[str, float]) -> None:
+        loss, average = values["loss"], values["loss_average"]
+        self._display.advance(
+            number + 1, loss=f"{loss:.2f} ({average:.2f})", rate=f"{values['learning_rate']:.2g}"
+        )
+        if number % self._config.log_every_steps == 0:
+            batch_size, (seconds, _) = self._config.batch_size, self._line_pace.take()
+            self.line(display.train_line(number, loss, batch_size, seconds))
+            self._display.note(**{"images/s": f"{batch_size / seconds:,.0f}"})
+
+    def _write_scalars(self, number: int, values: dict[str, float], told: dict[str, Any]) -> None:
+        seconds, waiting = self._scalar_pace.take()
+        speed = {
+            "examples_per_second": self._config.batch_size / seconds,
+            "seconds_per_batch": seconds,
+            "data_wait": waiting,
+        }
+        more = {name: float(value) for name, value in told["scalars"].items()}
+        self._writer.scalars(number, {**values, **speed, **more})
+
+    def _write_histograms(self, number: int, told: dict[str, Any]) -> None:
+        for tree in ("params", "gradients"):
+            for layer, weights in told[tree].items():
+                for name, value in weights.items():
+                    self._writer.histogram(number, f"{tree}/{layer}/{name}", value)
+        for layer, value in told["layers"].items():
+            self._writer.histogram(number, f"activations/{layer}", value)
+
+    def _write_images(self, number: int, told: dict[str, Any]) -> None:
+        captions = [self._class_names[label] for label in told["labels"]]
+        images = told["images"]
+        self._writer.image(
+            number, "inputs", lambda: pictures.grid(pictures.visible(images), captions)
+        )
+        first = next((w["kernel"] for w in told["params"].values() if w["kernel"].ndim == 4), None)
+        if first is not None and first.shape[2] == 3:
+            self._writer.image(number, "filters", lambda: pictures.filters(first))
+
+    def saved(self, step: int, precision: float | None) -> None:
+        self._display.note(checkpoint=str(step))
+        if precision is not None:
+            self._display.note(**{"precision @ 1": f"{precision:.3f}"})
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps the time of compiling, saving and evaluating out of the seconds per batch."""
+        start = time.monotonic()
+        yield
+        self._time += time.monotonic() - start
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts as time in which a step waits for its data."""
+        start = time.monotonic()
+        yield
+        self._scalar_pace.wait(time.monotonic() - start)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _due(every: int, number: int) -> bool:
+    return every > 0 and number % every == 0
+
+
+class _Pace:
+    """The mean seconds of a step since it was last asked for."""
+
+    def __init__(self):
+        self._reset()
+
+    def _reset(self) -> None:
+        self._seconds, self._waiting, self._steps = 0.0, 0.0, 0
+
+    def add(self, seconds: float) -> None:
+        self._seconds, self._steps = self._seconds + seconds, self._steps + 1
+
+    def wait(self, seconds: float) -> None:
+        self._waiting += seconds
+
+    def take(self) -> tuple[float, float]:
+        """Seconds a step, and the share of them in which it waited for data."""
+        seconds = max(self._seconds, 1e-9)
+        result = seconds / self._steps, min(1.0, self._waiting / seconds)
+        self._reset()
+        return result
