@@ -11,7 +11,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cifar_jax import checkpoint, display, optim, parallel, pictures, steps, summaries
-from cifar_jax import config as config_lib
 from cifar_jax.data import batches, sources
 from cifar_jax.errors import UsageError, UserError
 from cifar_jax.predictions import (
@@ -102,7 +101,6 @@ class Evaluator:
         if self._writer is None:
             kind = "eval" if self._split == "test" else f"eval_{self._split}"
             self._writer = summaries.Writer(self._workdir, kind, resumed_at=step)
-            self._writer.hparams(config_lib.flat(self._config), ("precision_at_1",))
         names = self.data.class_names
         matrix = confusion(predictions, len(names))
         scalars["calibration_error"] = calibration(predictions).error

@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from cifar_jax import config as config_lib
 from cifar_jax import display, overview, pictures, records, steps, summaries
 
+_FINAL = (("eval", "precision_at_1"), ("eval", "cross_entropy"), ("train", "loss_average"))
+
 
 class Log:
     """Reads each call's metrics once the next call is on its way, and tells them by cadence."""
@@ -53,7 +55,7 @@ class Log:
         self.line(get_parameter_overview(params, include_stats=False))
         self.line(table)
         self._writer.text("model", table)
-        self._writer.hparams(config_lib.flat(self._config), ("loss_average", "precision"))
+        self._writer.hparams(config_lib.flat(self._config), _FINAL)
 
     def __enter__(self) -> "Log":
         """Starts the clock."""

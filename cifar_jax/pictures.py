@@ -55,7 +55,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
     count = len(names)
     font = ImageFont.load_default(11)
     cell = 38 if count <= 20 else max(4, 760 // count)
-    margin = int(max(font.getlength(name) for name in names)) + 12 if count <= 20 else 12
+    margin = int(max(font.getlength(name) for name in names)) + 28 if count <= 20 else 12
     canvas = Image.new("RGB", (margin + count * cell + 4, margin + count * cell + 4), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -73,6 +73,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
             middle = margin + place * cell + cell // 2
             draw.text((margin - 6, middle), name, (0, 0, 0), font, anchor="rm")
             _draw_upright(canvas, name, (middle, margin - 6), font)
+        draw.text((4, 2), "label ↓ taken for →", (90, 90, 90), font)
     return np.asarray(canvas)
 
 

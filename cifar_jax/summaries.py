@@ -6,7 +6,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ class Writer:
         """
         self._workdir, self._kind, self._resumed_at = workdir, kind, resumed_at
         self._events: Any = None
-        self._file: Path | None = None
         self._warned, self._retry_at = False, 0.0
         self._bug: Exception | None = None
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -93,18 +92,28 @@ class Writer:
 
         self._queue.put(write)
 
-    def hparams(self, config: Mapping[str, Any], metrics: tuple[str, ...]) -> None:
-        """TensorBoard's table of runs: the fields of a config, and scalars of this kind by name."""
+    def hparams(self, config: Mapping[str, Any], metrics: Sequence[tuple[str, str]]) -> None:
+        """TensorBoard's table of runs: the fields of a config, beside the newest value of each of
+        `metrics`, as (kind, name of a scalar)."""
 
         def write():
             from tensorboardX import summary
+            from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
             simple = {
                 name: value if isinstance(value, bool | int | float | str) else str(value)
                 for name, value in config.items()
             }
-            for part in summary.hparams(simple, dict.fromkeys(metrics, 0.0)):
-                self._event(0, part)
+            experiment, start, _ = summary.hparams(simple, {name: 0.0 for _, name in metrics})
+            plugin = experiment.value[0].metadata.plugin_data
+            content = HParamsPluginData.FromString(plugin.content)
+            for info, (kind, _) in zip(content.experiment.metric_infos, metrics, strict=True):
+                info.name.group = kind  # the folder of its events
+            plugin.content = content.SerializeToString()
+            events = _events_writer(self._workdir / "tensorboard")
+            for part in (experiment, start):
+                events.write_event(_event(0, part))
+            events.close()
 
         self._queue.put(write)
 
@@ -154,37 +163,43 @@ class Writer:
             records.append(self._path, {"kind": "start", "step": step, "time": time.time()})
 
     def _event(self, step: int, content: Any, now: float | None = None) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
         if self._events is None:
-            self._events = self._open()
-        event = Event(step=step, summary=content, wall_time=now or time.time())
-        self._events.write_event(event)
-
-    def _open(self) -> Any:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        folder = self._workdir / "tensorboard" / self._kind
-        folder.mkdir(parents=True, exist_ok=True)
-        events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{next(_counter)}")
-        self._file = Path(events._file_name)
-        if self._resumed_at is not None:  # TensorBoard then forgets what it had read from there on
-            log = SessionLog(status=SessionLog.START)
-            events.write_event(Event(step=self._resumed_at, session_log=log, wall_time=time.time()))
-            self._resumed_at = None
-        return events
+            self._events = _events_writer(self._workdir / "tensorboard" / self._kind)
+            if self._resumed_at is not None:  # TensorBoard forgets what it had read from there on
+                self._events.write_event(_restart(self._resumed_at))
+                self._resumed_at = None
+        self._events.write_event(_event(step, content, now))
 
     def _flush(self) -> None:
         if self._events is None:
             return
         self._events.flush()
-        if self._file and not self._file.exists():  # Linux writes on to a file that was deleted
+        if not Path(self._events._file_name).exists():  # Linux writes on to a file that was deleted
             raise FileNotFoundError(errno.ENOENT, "its folder of events is gone")
 
     def _close(self) -> None:
         if self._events is not None:
             self._events.close()
+
+
+def _events_writer(folder: Path) -> Any:
+    from tensorboardX.event_file_writer import EventsWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return EventsWriter(str(folder / "events"), f".{os.getpid()}.{next(_counter)}")
+
+
+def _event(step: int, content: Any, now: float | None = None) -> Any:
+    from tensorboardX.proto.event_pb2 import Event
+
+    return Event(step=step, summary=content, wall_time=now or time.time())
+
+
+def _restart(step: int) -> Any:
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    log = SessionLog(status=SessionLog.START)
+    return Event(step=step, session_log=log, wall_time=time.time())
 
 
 def histogram(values: np.ndarray) -> dict[str, Any]:

@@ -233,7 +233,8 @@ class _Profile:
 
     def __init__(self, config: ConfigDict, workdir: Path, log: Log):
         self._first, self._end = config.profile.steps
-        self._folder, self._log, self._running = workdir / "tensorboard" / "train", log, False
+        self._workdir, self._log, self._running = workdir, log, False
+        self._folder = workdir / "tensorboard" / "train"
 
     def __enter__(self) -> "_Profile":
         return self
@@ -255,7 +256,7 @@ class _Profile:
         jax.profiler.stop_trace()
         self._running, self._end = False, 0
         newest = max((self._folder / "plugins" / "profile").iterdir())
-        self._log.line(f"The trace is in {newest}: tensorboard --logdir={self._folder.parent}")
+        self._log.line(f"The trace is in {newest}: tensorboard --logdir={self._workdir}")
 
     def __exit__(self, *error: object) -> None:
         if self._running:

@@ -30,10 +30,11 @@ ALLOWED = {  # beside `errors`, which all may raise
     "log": {"config", "display", "overview", "pictures", "records", "steps", "summaries"},
     "train": {"data", "steps", "checkpoint", "parallel", "config", "optim"}
     | {"log", "display", "overview"},
-    "evaluate": {"data", "steps", "checkpoint", "parallel", "config", "optim"}
+    "evaluate": {"data", "steps", "checkpoint", "parallel", "optim"}
     | {"display", "pictures", "predictions", "summaries"},
     "plots": {"overview"},
-    "report": {"config", "predictions", "records", "plots"},
+    "report": {"config", "evaluate", "overview", "optim", "pictures", "plots", "predictions"}
+    | {"checkpoint", "records"},
     "main": {"runtime", "config", "train", "evaluate", "report"},
 }
 WITHIN_DATA = {

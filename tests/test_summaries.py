@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from cifar_jax import records, summaries
 
@@ -83,14 +84,17 @@ def test_text_pictures_and_hyperparameters(tmp_path, writer):
     one = writer()
     one.text("model", "| a | b |")
     one.image(3, "inputs", lambda: np.zeros((4, 6, 3), np.uint8))
-    one.hparams({"optim.name": "sgd", "seed": 1, "eval.layers": ("a",)}, ("loss",))
+    one.hparams({"optim.name": "sgd", "seed": 1, "eval.layers": ("a",)}, [("eval", "loss")])
     one.close()
-    found = values(tmp_path)
+    found = values(tmp_path) | values(tmp_path, ".")
     assert found["model/text_summary", 0].tensor.string_val == [b"| a | b |"]
     assert (found["inputs", 3].image.width, found["inputs", 3].image.height) == (6, 4)
     start = found["_hparams_/session_start_info", 0].metadata.plugin_data.content
     assert b"optim.name" in start
     assert b"('a',)" in start
+    experiment = found["_hparams_/experiment", 0].metadata.plugin_data.content
+    (metric,) = HParamsPluginData.FromString(experiment).experiment.metric_infos
+    assert (metric.name.group, metric.name.tag) == ("eval", "loss")
 
 
 def test_a_resumed_run_takes_back_what_comes_again(tmp_path, writer):
