@@ -1,4 +1,4 @@
-"""Train and evaluate: `python main.py --config=configs/default.py --workdir=DIR`."""
+"""Train, evaluate, report: `python main.py --config=configs/default.py --workdir=DIR`."""
 
 import contextlib
 import os
@@ -11,11 +11,11 @@ from absl import flags
 from cifar_jax import runtime
 from cifar_jax.errors import UsageError, UserError
 
-MODES = ("train", "eval", "train_and_eval")
+MODES = ("train", "eval", "train_and_eval", "report")
 DEFAULT_CONFIG = str(Path(__file__).with_name("configs") / "default.py")
 
 flags.DEFINE_enum("mode", "train", MODES, "What to do.")
-flags.DEFINE_string("workdir", "runs/default", "Where the run writes, and resumes by itself.")
+flags.DEFINE_string("workdir", "runs/default", "Of the run; for a report, more may follow.")
 flags.DEFINE_bool("once", False, "eval: the newest checkpoint only.")
 flags.DEFINE_bool("ema", True, "eval: the averaged parameters; --noema for the raw ones.")
 flags.DEFINE_enum("split", "test", ("train", "test"), "eval: which images.")
@@ -32,22 +32,27 @@ def run(argv: list[str]) -> None:
     from cifar_jax.train import train
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    config, overrides = config_lib.from_flags(argv, DEFAULT_CONFIG)
+    config, overrides, others = config_lib.from_flags(argv, DEFAULT_CONFIG)
     if not FLAGS.workdir:
         raise UsageError("--workdir is empty, expected a folder.")
-    workdir = Path(FLAGS.workdir)
+    if others and FLAGS.mode != "report":
+        raise UsageError(f"Unexpected argument '{others[0]}'; flags start with --.")
+    workdir, default = Path(FLAGS.workdir), config_lib.read_default(DEFAULT_CONFIG)
     options = {"ema": FLAGS.ema, "split": FLAGS.split, "num_examples": FLAGS.num_examples}
-    if FLAGS.mode == "eval":
-        default = config_lib.read_default(DEFAULT_CONFIG)
+    if FLAGS.mode == "report":
+        from cifar_jax import report
+
+        print(f"The report is {report.make([workdir, *map(Path, others)], default, overrides)}")
+    elif FLAGS.mode == "eval":
         config = config_lib.load_for_eval(workdir, default, overrides, wait=not FLAGS.once)
         evaluate(config, workdir, once=FLAGS.once, **options)
-        return
-    config_lib.validate(config)
-    if FLAGS.mode == "train":
-        train(config, workdir)
-        return
-    with contextlib.closing(Evaluator(config, workdir, **options)) as evaluator:
-        train(config, workdir, after_checkpoint=evaluator.evaluate)
+    else:
+        config_lib.validate(config)
+        if FLAGS.mode == "train":
+            train(config, workdir)
+            return
+        with contextlib.closing(Evaluator(config, workdir, **options)) as evaluator:
+            train(config, workdir, after_checkpoint=evaluator.evaluate)
 
 
 def _leave(*_: object) -> None:

@@ -39,8 +39,9 @@ _MACHINE = ("data.dir",)  # where the same images lie on this machine
 _STATE = {"optim.momentum": bool, "dtype": lambda dtype: dtype == "float16"}
 
 
-def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str, Any]]:
-    """Parses all flags; returns the config of --config and what --config.a.b=c set in it.
+def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str, Any], list[str]]:
+    """Parses all flags; returns the config of --config, what --config.a.b=c set in it, and the
+    arguments that are no flags.
 
     Raises UsageError for anything that absl or ml_collections cannot make sense of.
     """
@@ -54,10 +55,8 @@ def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str
         raise _parse_error(error) from error
     except (ImportError, SyntaxError) as error:
         raise UsageError(f"--config cannot be read: {error}") from error
-    if rest:
-        raise UsageError(f"Unexpected argument '{rest[0]}'; flags start with --.")
     check_fields(config, read_default(default_file))
-    return config, config_flags.get_override_values(flags.FLAGS["config"])
+    return config, config_flags.get_override_values(flags.FLAGS["config"]), rest
 
 
 def read_default(default_file: str) -> ConfigDict:

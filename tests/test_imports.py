@@ -32,9 +32,9 @@ ALLOWED = {  # beside `errors`, which all may raise
     | {"log", "display", "overview"},
     "evaluate": {"data", "steps", "checkpoint", "parallel", "optim"}
     | {"display", "pictures", "predictions", "summaries"},
-    "plots": {"overview"},
+    "plots": {"overview", "predictions"},
     "report": {"config", "evaluate", "overview", "optim", "pictures", "plots", "predictions"}
-    | {"checkpoint", "records"},
+    | {"checkpoint", "data", "records"},
     "main": {"runtime", "config", "train", "evaluate", "report"},
 }
 WITHIN_DATA = {
