@@ -1,8 +1,6 @@
 """Train, evaluate, report: `python main.py --config=configs/default.py --workdir=DIR`."""
 
 import contextlib
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -26,12 +24,11 @@ FLAGS = flags.FLAGS
 
 def run(argv: list[str]) -> None:
     """Parses the flags, settles the config and dispatches by --mode."""
-    signal.signal(signal.SIGINT, _leave)  # a KeyboardInterrupt is lost where JAX is imported
-    from cifar_jax import config as config_lib
-    from cifar_jax.evaluate import Evaluator, evaluate
-    from cifar_jax.train import train
+    with runtime.interruptible():
+        from cifar_jax import config as config_lib
+        from cifar_jax.evaluate import Evaluator, evaluate
+        from cifar_jax.train import train
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     config, overrides, others = config_lib.from_flags(argv, DEFAULT_CONFIG)
     if not FLAGS.workdir:
         raise UsageError("--workdir is empty, expected a folder.")
@@ -53,11 +50,6 @@ def run(argv: list[str]) -> None:
             return
         with contextlib.closing(Evaluator(config, workdir, **options)) as evaluator:
             train(config, workdir, after_checkpoint=evaluator.evaluate)
-
-
-def _leave(*_: object) -> None:
-    os.write(sys.stderr.fileno(), b"Interrupted.\n")
-    os._exit(130)
 
 
 def main() -> int:

@@ -9,9 +9,6 @@ import urllib.request
 
 import pytest
 
-from cifar_jax import train
-from cifar_jax.evaluate import Evaluator
-
 pytestmark = pytest.mark.slow
 
 TRAIN, EVAL = "tensorboard/train", "tensorboard/eval"
@@ -35,28 +32,10 @@ HISTOGRAMS = {
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory, data_dir):
-    """Six steps with two evaluations, all summaries at every third step."""
-    from cifar_jax import config as config_lib
-    from tests.conftest import ROOT
-
-    config = config_lib.read_default(str(ROOT / "configs" / "default.py"))
-    config.data.dir = str(data_dir)
-    config.update(batch_size=16, num_steps=6)
-    config.summaries.update(scalars=1, images=3, histograms=3)
-    config.checkpoint.every_steps = 3
-    folder = tmp_path_factory.mktemp("board") / "run"
-    evaluator = Evaluator(config, folder)
-    train.train(config, folder, after_checkpoint=evaluator.evaluate)
-    evaluator.close()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def board(workdir):
+def board(short_run):
     """The viewer's address."""
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={workdir}"]
+    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={short_run}"]
     flags = ["--host=127.0.0.1", "--port=0", "--load_fast=false", "--reload_interval=1"]
     process = subprocess.Popen(command + flags, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
