@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ def test_every_recipe_is_valid_and_small(path, default):
     config_lib.check_fields(recipe, default)
     config_lib.validate(recipe)
     assert path.read_text().startswith('"""')
+
+
+def test_the_fast_recipe_follows_its_number_of_epochs():
+    get_config = runpy.run_path(str(ROOT / "configs" / "fast.py"))["get_config"]
+    few, many = get_config("5"), get_config()
+    assert (few.num_epochs, many.num_epochs) == (5, 20)
+    assert few.optim.warmup_epochs / many.optim.warmup_epochs == pytest.approx(0.25)
+    assert few.augment.max_shift < many.augment.max_shift
 
 
 def paths_of(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -74,6 +83,10 @@ def test_every_field_is_read_by_the_code(default):
         ("eval.views", 3, "Unknown config.eval.views '3'. Choices: 1, 2, 10."),
         ("optim.label_smoothing", 1.0, "label_smoothing = 1.0, expected less than 1."),
         ("optim.muon_sgd_rate", -1.0, "muon_sgd_rate = -1.0, expected 0 or more."),
+        ("profile.steps", (5,), "(5,), expected two steps as in (100, 110)."),
+        ("profile.steps", (9, 3), "expected two steps"),
+        ("summaries.images", -1, "config.summaries.images = -1, expected 0 or more."),
+        ("augment.max_shift", -1, "config.augment.max_shift = -1, expected 0 or more."),
         ("steps_per_call", -1, "config.steps_per_call = -1, expected 0 or more."),
         ("seed", 2**32, "expected less than 2**32"),
     ],

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from cifar_jax import augment, optim, parallel, steps
-from tests.conftest import random_images
+from cifar_jax import config as config_lib
+from tests.conftest import ROOT, random_images
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +162,19 @@ def test_half_precision_trains_float32_parameters(config, compiled_step, batch, 
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
+
+
+def test_the_fast_recipe_trains(config, compiled_step, batch):
+    recipe = config_lib.read_default(str(ROOT / "configs" / "fast.py"))
+    recipe.data.dir, recipe.batch_size = config.data.dir, 16
+    state, step = compiled_step(recipe)
+    losses = []
+    for _ in range(8):
+        state, metrics, _ = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] < 2.4  # no L2 in it, labels smoothed
+    assert float(metrics["loss"]) != float(metrics["cross_entropy"])
+    assert float(metrics["l2"]) == 0
 
 
 def test_the_compiled_step_has_no_slow_operation(config, compiled_step, batch):
