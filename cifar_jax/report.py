@@ -25,10 +25,11 @@ from PIL import Image
 
 from cifar_jax import checkpoint, optim, overview, pictures, plots, predictions, records
 from cifar_jax import config as config_lib
+from cifar_jax.charts import Chart, Histories, chart, of_runs
 from cifar_jax.data import sources
 from cifar_jax.errors import UserError
 from cifar_jax.evaluate import Evaluator
-from cifar_jax.plots import Line, Panel
+from cifar_jax.history import History
 
 RIGHT, WRONG = 8, 12  # example images of each kind
 UNKNOWN = "–"
@@ -109,21 +110,21 @@ def write(runs: Sequence[Run], out: Path, default: Mapping[str, Any]) -> Path:
     Raises UserError where `out` cannot be written. An index.html is whole or not there.
     """
     runs = _with_unique_names(runs)
-    histories = {run.name: _History.of(run.records) for run in runs}
-    charts, left_out = _charts(histories)
+    histories = {run.name: History.of(run.records) for run in runs}
+    curves, left_out = of_runs(histories)
     suffixes = [f"-{number}" for number in range(1, len(runs) + 1)] if len(runs) > 1 else [""]
     sections = [_section(run, suffix, default) for run, suffix in zip(runs, suffixes, strict=True)]
     page = _template().render(
         runs=runs,
         finals=_without_unknown([_final(run, histories[run.name]) for run in runs]),
-        charts=charts,
+        charts=curves,
         left_out=left_out,
         sections=sections,
         differences=_differences(runs),
         means=_means_over_seeds(runs, histories),
     )
-    drawn = [*charts, *(chart for section in sections for chart in section.charts)]
-    files = {chart.file: chart.light for chart in drawn}
+    drawn = [*curves, *(each for section in sections for each in section.charts)]
+    files = {each.file: each.light for each in drawn}
     _replace(out, files | {"index.html": page.encode()})
     return out / "index.html"
 
@@ -167,202 +168,10 @@ def _data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-# -- the course of a run -------------------------------------------------------------------------
-
-
-class _History(NamedTuple):
-    """Records by step: one that was done or evaluated again, after a crash or so, counts once."""
-
-    train: list[records.Record]
-    wall: np.ndarray  # float [train], seconds of training up to each; NaN without a clock
-    evals: list[records.Record]
-    resumed: list[tuple[int, float]]  # step, seconds of training
-
-    @classmethod
-    def of(cls, lines: Sequence[records.Record]) -> "_History":
-        train: dict[int, tuple[records.Record, float]] = {}
-        evals: dict[int, records.Record] = defaultdict(dict)
-        resumed: list[tuple[int, float]] = []
-        seconds, last = 0.0, math.nan
-        for number, record in enumerate(r for r in lines if r["kind"] in ("start", "train")):
-            step, time = record["step"], record.get("time", math.nan)
-            if record["kind"] == "start":
-                resumed += [(step, seconds)] * (number > 0)
-                train = {before: found for before, found in train.items() if before < step}
-            else:
-                seconds += time - last if time > last else 0.0
-                train[step] = record, seconds if math.isfinite(time) else math.nan
-            last = time
-        for record in lines:
-            if record["kind"] == "eval":
-                evals[record["step"]] |= record
-        done = sorted(train.items())
-        wall = np.array([seconds for _, (_, seconds) in done])
-        of_step = [record for _, (record, _) in done]
-        return cls(of_step, wall, [evals[step] for step in sorted(evals)], resumed)
-
-    @property
-    def steps(self) -> int:
-        """How many are known to be done."""
-        last = [self.train[-1]["step"] + 1] if self.train else []
-        return max([0, *last, *(record["step"] for record in self.evals[-1:])])
-
-    def seconds(self, steps: np.ndarray) -> np.ndarray:
-        """The training time up to steps; their evaluation may have come at any later hour."""
-        known = np.isfinite(self.wall)
-        if not known.any():
-            return np.full(len(steps), np.nan)
-        trained = np.array([record["step"] for record in self.train])
-        return np.interp(steps, trained[known], self.wall[known])
-
-
-def _series(lines: Sequence[records.Record], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the records with `key`; NaN for what is not finite."""
-    found = [(r["step"], r[key]) for r in lines if isinstance(r.get(key), int | float)]
-    steps, values = np.array(found, float).reshape(-1, 2).T
-    return steps, np.where(np.isfinite(values), values, np.nan)
-
-
-# -- the curves of all runs ----------------------------------------------------------------------
-
-
-class _Chart(NamedTuple):
-    kind: str  # report.html.j2 has its title and what is said of it
-    file: str
-    alt: str
-    light: bytes
-    dark: bytes
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in CSS pixels, 100 an inch."""
-        width, height = Image.open(io.BytesIO(self.light)).size
-        return width * 100 // plots.DPI, height * 100 // plots.DPI
-
-
-def _chart(kind: str, suffix: str, alt: str, draw: Callable[[], Figure]) -> _Chart:
-    light, dark = (plots.png(draw, theme) for theme in (plots.LIGHT, plots.DARK))
-    return _Chart(kind, f"{kind}{suffix}.png", alt, light, dark)
-
-
-_Histories = Mapping[str, _History]  # by the run's name
-
-
-def _charts(histories: _Histories) -> tuple[list[_Chart], list[str]]:
-    """The charts, and the kinds of those for which no record has a value."""
-    charts, left_out = [], []
-    for kind, panels in _panels(histories).items():
-        drawable = [panel for panel in panels if panel.drawable()]
-        if drawable:
-            draw = partial(plots.curves, drawable, columns=2 if len(drawable) > 3 else 1)
-            charts.append(_chart(kind, "", _alt(drawable), draw))
-        else:
-            left_out.append(kind)
-    return charts, left_out
-
-
-def _panels(histories: _Histories) -> dict[str, list[Panel]]:
-    panel, by_layer = partial(_panel, histories), partial(_by_layer, histories)
-    losses = {"loss": "Total loss", "cross_entropy": "Cross-entropy", "l2": "L2 penalty"}
-    precision = panel(
-        *("", "precision @ 1"),
-        ("train", "precision", "training batches", "faint"),
-        ("evals", "precision_at_1", "test images, averaged parameters", "filled"),
-        ("evals", "precision_at_1_raw", "test images, raw parameters", "hollow"),
-    )
-    return {
-        "loss": [
-            panel(
-                *(title, "nats"),
-                ("train", key, "of each batch", "faint"),
-                ("train", f"{key}_average", "moving average", "solid"),
-            )
-            for key, title in losses.items()
-        ],
-        "precision": [precision],
-        "precision-time": [_over_time(precision, list(histories.values()))],
-        "learning-rate": [panel("", "learning rate", ("train", "learning_rate", "", "solid"))],
-        "gradient-norm": by_layer("gradient_norm", "norm", log=True),
-        "update-ratio": by_layer("update_ratio", "ratio", log=True),
-        "sparsity": by_layer("sparsity", "share of zeros", log=False),
-    }
-
-
-def _panel(
-    histories: _Histories, title: str, ylabel: str, *sources: tuple[str, str, str, str]
-) -> Panel:
-    """Over steps, of `sources`: kind of record, key, label and style.
-
-    The labels of several runs are their names.
-    """
-    lines, marks, several = [], [], len(histories) > 1
-    for slot, (name, history) in enumerate(histories.items()):
-        for kind, key, label, style in sources:
-            series = _series(getattr(history, kind), key)
-            lines.append(Line(name if several else label, *series, slot, style))
-        colour = slot if several else plots.NEUTRAL
-        marks += [(colour, float(step)) for step, _ in history.resumed]
-    return Panel(title, "step", ylabel, lines, resumed=marks)
-
-
-def _over_time(panel: Panel, courses: Sequence[_History]) -> Panel:
-    longest = max((np.nanmax(c.wall) for c in courses if np.isfinite(c.wall).any()), default=0.0)
-    length, unit = (60, "minutes") if longest > 180 else (1, "seconds")
-    if longest > 3 * 3600:
-        length, unit = 3600, "hours"
-    lines = []
-    for line in panel.lines:
-        x = courses[line.slot].seconds(line.x) / length
-        lines.append(line._replace(x=x, y=np.where(np.isfinite(x), line.y, np.nan)))
-    seconds = [seconds for course in courses for _, seconds in course.resumed]
-    marks = [(slot, s / length) for (slot, _), s in zip(panel.resumed, seconds, strict=True)]
-    return panel._replace(lines=lines, resumed=marks, xlabel=f"training time in {unit}")
-
-
-def _by_layer(histories: _Histories, key: str, ylabel: str, log: bool) -> list[Panel]:
-    """One panel of all layers for one run; for several, one of all runs for each layer."""
-    train = [record for history in histories.values() for record in history.train]
-    keys = dict.fromkeys(k for record in train for k in record if k.partition("/")[0] == key)
-    panels = []
-    for k in keys:
-        layer = k.partition("/")[2] or "all layers"
-        panel = _panel(histories, layer, ylabel, ("train", k, layer, "solid"))
-        noise = [line._replace(style="faint") for line in panel.lines]
-        panels.append(panel._replace(lines=[*noise, *map(_medians, panel.lines)], log=log))
-    if len(histories) == 1 and panels:
-        lines = [
-            line._replace(slot=slot) for slot, panel in enumerate(panels) for line in panel.lines
-        ]
-        panels = [panels[0]._replace(title="", lines=lines)]
-    return panels
-
-
-def _medians(line: Line, stretches: int = 50) -> Line:
-    """The course of a noisy line."""
-    if len(line.x) < 2 * stretches:
-        return line
-    places = np.array_split(np.arange(len(line.x)), stretches)
-    found = [line.y[place][np.isfinite(line.y[place])] for place in places]
-    y = [np.median(values) if len(values) else math.nan for values in found]
-    return line._replace(x=np.array([line.x[place].mean() for place in places]), y=np.array(y))
-
-
-def _alt(panels: Sequence[Panel]) -> str:
-    """Where the curves begin and end."""
-    texts = []
-    for panel in panels:
-        lines = [line for line in panel.lines if line.drawable(panel.log)]
-        for line in [line for line in lines if line.main] or lines:
-            first, last = line.y[np.isfinite(line.y)][[0, -1]]
-            what = ", ".join(filter(None, (panel.title, line.label))) or panel.ylabel
-            texts.append(f"{what}: from {first:.3g} to {last:.3g}")
-    return f"Curves by {panels[0].xlabel}. {'; '.join(texts)}."
-
-
 # -- how it ended --------------------------------------------------------------------------------
 
 
-def _last_evaluation(run: Run, history: _History) -> Mapping[str, Any]:
+def _last_evaluation(run: Run, history: History) -> Mapping[str, Any]:
     """The last that was recorded, if possible of averages; without any, the report's own."""
     found = [record for record in history.evals if "precision_at_1" in record] or history.evals
     if found or not run.evaluation:
@@ -376,7 +185,7 @@ def _last_evaluation(run: Run, history: _History) -> Mapping[str, Any]:
     }
 
 
-def _final(run: Run, history: _History) -> dict[str, str]:
+def _final(run: Run, history: History) -> dict[str, str]:
     """What is said first of a run, by name; the same names for every run."""
     last = _last_evaluation(run, history)
     config = _flatten(run.record["config"])
@@ -435,7 +244,7 @@ def _differences(runs: Sequence[Run]) -> list[dict[str, str]]:
     return lines
 
 
-def _means_over_seeds(runs: Sequence[Run], histories: _Histories) -> list[dict[str, str]]:
+def _means_over_seeds(runs: Sequence[Run], histories: Histories) -> list[dict[str, str]]:
     """Of precision @ 1, for runs of which only the seed differs; the deviation is of a sample."""
     groups: dict[str, dict[int, tuple[str, int, float]]] = defaultdict(dict)
     for run in runs:
@@ -474,7 +283,7 @@ class _Section(NamedTuple):
     run: Run
     config: dict[str, Any]
     command: str
-    charts: list[_Chart] = []
+    charts: list[Chart] = []
     filters: bytes | None = None
     wrong: list[_Example] = []
     right: list[_Example] = []
@@ -503,7 +312,7 @@ def _command(config: Mapping[str, Any], default: Mapping[str, Any]) -> str:
     return " ".join(["python main.py --workdir=NEW --config=configs/default.py", *fields])
 
 
-def _evaluation_charts(evaluation: Evaluation, suffix: str) -> list[_Chart]:
+def _evaluation_charts(evaluation: Evaluation, suffix: str) -> list[Chart]:
     names, rows = evaluation.class_names, evaluation.layers
     matrix = predictions.confusion(evaluation.predictions, len(names))
     precisions = predictions.class_precisions(matrix)
@@ -518,7 +327,7 @@ def _evaluation_charts(evaluation: Evaluation, suffix: str) -> list[_Chart]:
     }
     if rows:
         kinds["model"] = f"Layers: {layers}.", partial(plots.model, rows)
-    return [_chart(kind, suffix, alt, draw) for kind, (alt, draw) in kinds.items()]
+    return [chart(kind, suffix, alt, draw) for kind, (alt, draw) in kinds.items()]
 
 
 def _confused(matrix: np.ndarray, names: Sequence[str]) -> str:

@@ -33,7 +33,19 @@ ALLOWED = {  # beside `errors`, which all may raise
     "evaluate": {"data", "steps", "checkpoint", "parallel", "optim"}
     | {"display", "pictures", "predictions", "summaries"},
     "plots": {"overview", "predictions"},
-    "report": {"config", "evaluate", "overview", "optim", "pictures", "plots", "predictions"}
+    "history": {"records"},
+    "charts": {"history", "plots"},
+    "report": {
+        "charts",
+        "history",
+        "config",
+        "evaluate",
+        "overview",
+        "optim",
+        "pictures",
+        "plots",
+        "predictions",
+    }
     | {"checkpoint", "data", "records"},
     "main": {"runtime", "config", "train", "evaluate", "report"},
 }

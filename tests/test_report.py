@@ -14,9 +14,10 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from cifar_jax import charts, plots, report
 from cifar_jax import config as config_lib
-from cifar_jax import plots, report
 from cifar_jax.errors import UserError
+from cifar_jax.history import History, series
 from cifar_jax.overview import LayerRow
 from cifar_jax.predictions import Predictions
 from tests.conftest import ROOT
@@ -236,7 +237,7 @@ def test_a_model_without_colour_filters_and_layers_is_said(fields, tmp_path):
 def test_a_series_has_gaps_where_values_are_not_finite():
     values = [1.5, math.inf, math.nan, 2]
     lines = [{"step": 10 * n, "loss": value} for n, value in enumerate(values)] + [{"step": 40}]
-    steps, found = report._series(lines, "loss")
+    steps, found = series(lines, "loss")
     assert steps.tolist() == [0, 10, 20, 30]
     np.testing.assert_array_equal(found, [1.5, np.nan, np.nan, 2])
 
@@ -266,7 +267,7 @@ def test_training_time_leaves_out_the_gap_before_a_resumption():
         {"kind": "eval", "step": 15, "time": 9000.0, "precision_at_1": 0.5},
         {"kind": "eval", "step": 15, "time": 9001.0, "precision_at_1_raw": 0.4},
     ]
-    history = report._History.of(lines)
+    history = History.of(lines)
     assert [record["time"] for record in history.train] == [103.0, 110.0, 1007.0]
     assert history.wall.tolist() == [3.0, 10.0, 28.0]  # 21 of the first process, 7 of the second
     assert history.resumed == [(11, 21.0)]
@@ -292,7 +293,7 @@ def test_the_unit_of_time_fits():
     for seconds, unit, last in ((90, "seconds", 90), (600, "minutes", 10), (36000, "hours", 10)):
         lines = [{"kind": "start", "step": 0, "time": 0.0}]
         lines += [{"kind": "train", "step": s, "time": s * seconds / 10} for s in (0, 10)]
-        shown = report._over_time(panel, [report._History.of(lines)])
+        shown = charts.over_time(panel, [History.of(lines)])
         assert shown.xlabel == f"training time in {unit}"
         assert shown.lines[0].x[1] == last
 
@@ -329,8 +330,8 @@ def test_runs_that_differ_in_more_than_the_seed_have_no_mean(fields, tmp_path):
 
 
 def test_curves_of_several_runs_are_told_apart(fields):
-    histories = {name: report._History.of(records()) for name in ("a", "b")}
-    panels = report._panels(histories)
+    histories = {name: History.of(records()) for name in ("a", "b")}
+    panels = charts.panels_of(histories)
     for kind in (*CURVES, *BY_LAYER):
         lines = [line for panel in panels[kind] for line in panel.lines if line.drawable(False)]
         assert {(line.label, line.slot) for line in lines} == {("a", 0), ("b", 1)}, kind
