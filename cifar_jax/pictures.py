@@ -73,7 +73,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
             middle = margin + place * cell + cell // 2
             draw.text((margin - 6, middle), name, (0, 0, 0), font, anchor="rm")
             _draw_upright(canvas, name, (middle, margin - 6), font)
-        draw.text((4, 2), "label ↓ taken for →", (90, 90, 90), font)
+        draw.text((4, 2), "rows: label, columns: taken for", (90, 90, 90), font)
     return np.asarray(canvas)
 
 

@@ -65,12 +65,13 @@ class Writer:
             from tensorboardX import summary
 
             flat = np.asarray(values, np.float32).ravel()
-            finite = flat[np.isfinite(flat)]
-            if finite.size < flat.size:
-                lost = float(flat.size - finite.size)
+            finite = np.isfinite(flat)
+            if not finite.all():
+                lost = float(flat.size - finite.sum())
                 self._event(step, summary.scalar(f"not_finite/{name}", lost))
-            if finite.size:
-                self._event(step, summary.histogram_raw(name, **histogram(finite)))
+                flat = flat[finite]
+            if flat.size:
+                self._event(step, summary.histogram_raw(name, **histogram(flat)))
 
         self._queue.put(write)
 
@@ -203,15 +204,14 @@ def _restart(step: int) -> Any:
 
 
 def histogram(values: np.ndarray) -> dict[str, Any]:
-    """Buckets of equal width over finite values, as TensorBoard's protocol names them."""
-    values = values.astype(np.float64)
+    """Buckets of equal width over finite float32, as TensorBoard's protocol names them."""
     counts, edges = np.histogram(values, _BUCKETS)
     return {
         "min": values.min(),
         "max": values.max(),
         "num": values.size,
-        "sum": values.sum(),
-        "sum_squares": np.square(values).sum(),
+        "sum": values.sum(dtype=np.float64),
+        "sum_squares": np.square(values).sum(dtype=np.float64),
         "bucket_limits": edges[1:].tolist(),
         "bucket_counts": counts.tolist(),
     }
