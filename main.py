@@ -44,6 +44,7 @@ def run(argv: list[str]) -> None:
         config = config_lib.load_for_eval(workdir, default, overrides, wait=not FLAGS.once)
         evaluate(config, workdir, once=FLAGS.once, **options)
     else:
+        config_lib.settle(config)
         config_lib.validate(config)
         if FLAGS.mode == "train":
             train(config, workdir)

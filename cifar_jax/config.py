@@ -96,6 +96,13 @@ def check_fields(config: ConfigDict, default: ConfigDict) -> None:
             )
 
 
+def settle(config: ConfigDict) -> None:
+    """Sets what depends on the machine: the global batch, where it is given by the device."""
+    if config.per_device_batch_size:
+        devices = parallel.num_devices(config.num_devices)
+        config.batch_size = config.per_device_batch_size * devices
+
+
 def validate(config: ConfigDict) -> None:
     """Raises UsageError for a value, name or combination that cannot work."""
     for path, choices in (
@@ -115,6 +122,7 @@ def validate(config: ConfigDict) -> None:
 def _validate_numbers(config: ConfigDict) -> None:
     positive = (
         "batch_size",
+        "accumulate",
         "num_epochs",
         "log_every_steps",
         "data.synthetic_train",
@@ -132,6 +140,7 @@ def _validate_numbers(config: ConfigDict) -> None:
         "seed",
         "num_steps",
         "num_devices",
+        "per_device_batch_size",
         "steps_per_call",
         "data.synthetic_seed",
         "augment.max_shift",
@@ -172,6 +181,11 @@ def _validate_combinations(config: ConfigDict) -> None:
                 f"config.{path} = {_get(config, path)} is not divisible by {devices} devices. "
                 f"Set a multiple of {devices}, or config.num_devices."
             )
+    if config.batch_size % (devices * config.accumulate):
+        raise UsageError(
+            f"config.accumulate = {config.accumulate} does not divide the "
+            f"{config.batch_size // devices} images of a device."
+        )
     size = sources.image_size(config.data.source)
     if size and config.augment.crop_size > size:
         raise UsageError(

@@ -5,6 +5,8 @@ They are bound to their configuration once, outside, and compiled by `parallel.d
 
 import enum
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -98,32 +100,21 @@ def train_step(
     of the batch the "images" as the network saw them, their "labels", and "layers" by name.
     """
     keys = image_keys(config.seed, state.step, len(batch["label"]))
-    images = augment.distort(keys, batch["image"], config.augment)
     scale = optim.loss_scale(state.opt_state)
-
-    def loss_fn(params):
-        if detail >= Detail.TENSORS:
-            logits, layers = predict(model, params, images, return_layers=True)
-        else:
-            logits, layers = predict(model, params, images), {}
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        loss = smooth(cross_entropy, logits, config.optim.label_smoothing).mean()
-        return scale * loss, (logits, layers, loss, cross_entropy.mean())
-
     # The gradient with respect to parameters that are one value for all replicas would arrive
     # summed over them. As a value of each replica it arrives local, for pmean to average.
     params = lax.pcast(state.params, AXIS, to="varying")
-    gradients, (logits, layers, *losses) = jax.grad(loss_fn, has_aux=True)(params)
-    precision = (logits.argmax(-1) == batch["label"]).mean()
-    gradients, (loss, cross_entropy), precision = lax.pmean((gradients, losses, precision), AXIS)
+    options = {"config": config, "model": model, "scale": scale, "detail": detail}
+    means, shown = over_parts(
+        partial(differentiate, params, **options), {**batch, "key": keys}, config.accumulate
+    )
+    gradients, metrics = lax.pmean(means, AXIS)
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     l2 = optim.l2_penalty(state.params, config.optim)
-    metrics = {
-        "loss": loss + l2,
-        "cross_entropy": cross_entropy,
+    metrics |= {
+        "loss": metrics["loss"] + l2,
         "l2": l2,
-        "precision": precision,
         "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     }
     told: dict[str, Any] = {}
@@ -132,11 +123,59 @@ def train_step(
         gradients = jax.tree.map(lambda g, d: g / scale + d, gradients, decay)  # of the loss
         told["scalars"] = norms(gradients, state.params, updates)
     if detail >= Detail.TENSORS:
-        told["scalars"] |= {f"sparsity/{name}": zeros(x) for name, x in layers.items()}
-        told |= {"gradients": gradients, "params": state.params}
-        told |= of_first_replica({"images": images, "labels": batch["label"], "layers": layers})
+        told["scalars"] |= {f"sparsity/{name}": zeros(x) for name, x in shown["layers"].items()}
+        told |= {"gradients": gradients, "params": state.params, **of_first_replica(shown)}
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), metrics, told
+
+
+def differentiate(
+    params: Any,
+    batch: Batch,
+    *,
+    config: ConfigDict,
+    model: nn.Module,
+    scale: jax.Array | float,
+    detail: Detail,
+) -> tuple[tuple[Any, Metrics], dict[str, Any]]:
+    """((the gradient of scale · loss, metrics), what can be shown), of the distorted batch."""
+    images = augment.distort(batch["key"], batch["image"], config.augment)
+
+    def loss_fn(params):
+        if detail >= Detail.TENSORS:
+            logits, layers = predict(model, params, images, return_layers=True)
+        else:
+            logits, layers = predict(model, params, images), {}
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        loss = smooth(cross_entropy, logits, config.optim.label_smoothing).mean()
+        metrics = {
+            "loss": loss,
+            "cross_entropy": cross_entropy.mean(),
+            "precision": (logits.argmax(-1) == batch["label"]).mean(),
+        }
+        return scale * loss, (metrics, layers)
+
+    gradients, (metrics, layers) = jax.grad(loss_fn, has_aux=True)(params)
+    return (gradients, metrics), {"images": images, "labels": batch["label"], "layers": layers}
+
+
+def over_parts(function: Callable, batch: Batch, count: int) -> tuple[Any, Any]:
+    """`function(batch)`, which gives means and something more, on `count` parts of the batch.
+
+    One after the other, each in the memory of the one before: the mean of the means, and what more
+    there is of the first part.
+    """
+    if count == 1:
+        return function(batch)
+    parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+    first, rest = (jax.tree.map(lambda x, i=i: x[i], parts) for i in (0, slice(1, None)))
+    means, more = function(first)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(part)[0]), None
+
+    total, _ = lax.scan(add, means, rest)
+    return jax.tree.map(lambda x: x / count, total), more
 
 
 def norms(gradients: Any, params: Any, updates: Any) -> Metrics:

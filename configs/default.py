@@ -14,6 +14,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 128  # global: split evenly over the devices
+    config.per_device_batch_size = 0  # where set, batch_size is this times the devices
+    config.accumulate = 1  # parts of a batch, one after the other, where memory is short
     config.num_epochs = 256.0  # 100,000 steps of 128 on 50,000 images
     config.num_steps = 0  # where set, it decides and num_epochs is not looked at
     config.num_devices = 0  # 0: all there are; more than there are: those there are

@@ -33,6 +33,15 @@ def test_the_fast_recipe_follows_its_number_of_epochs():
     assert few.augment.max_shift < many.augment.max_shift
 
 
+def test_a_batch_by_the_device(default):
+    default.per_device_batch_size = 96
+    config_lib.settle(default)
+    assert default.batch_size == 96  # on one device
+    default.per_device_batch_size = 0
+    config_lib.settle(default)
+    assert default.batch_size == 96
+
+
 def paths_of(config: ConfigDict, prefix: str = "") -> list[str]:
     return [path for path, _ in config_lib._leaves(config, prefix)]
 
@@ -87,6 +96,8 @@ def test_every_field_is_read_by_the_code(default):
         ("profile.steps", (9, 3), "expected two steps"),
         ("summaries.images", -1, "config.summaries.images = -1, expected 0 or more."),
         ("augment.max_shift", -1, "config.augment.max_shift = -1, expected 0 or more."),
+        ("accumulate", 3, "config.accumulate = 3 does not divide the 128 images of a device."),
+        ("accumulate", 0, "config.accumulate = 0, expected more than 0."),
         ("steps_per_call", -1, "config.steps_per_call = -1, expected 0 or more."),
         ("seed", 2**32, "expected less than 2**32"),
     ],

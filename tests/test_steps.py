@@ -134,6 +134,18 @@ def test_what_a_step_tells(config, compiled_step, batch):
     )
 
 
+@pytest.mark.parametrize("parts", [2, 8])
+def test_a_batch_in_parts_is_the_same_batch(config, started, compiled_step, batch, parts):
+    whole, whole_metrics, _ = started[1](started[0], batch)
+    config.accumulate = parts
+    state, step = compiled_step(config)
+    found, metrics, _ = step(state, batch)
+    for name, value in whole_metrics.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-6)
+    jax.tree.map(close, found.params, whole.params)
+
+
 def test_predict_step_names_the_most_probable(config, batch):
     model = steps.make_model(config, 10)
     state = steps.init_state(config, model, steps.make_optimizer(config, lambda _: 0.1))
