@@ -28,6 +28,9 @@ def tiny(data_dir):
         "--config.eval.batch_size=16",
         "--config.checkpoint.every_steps=3",
         "--config.log_every_steps=2",
+        "--config.summaries.scalars=2",
+        "--config.summaries.images=0",
+        "--config.summaries.histograms=0",
     ]
 
 
@@ -62,7 +65,7 @@ def test_train_then_evaluate(tiny, tmp_path):
         (record["kind"], record["step"])
         for record in map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     ]
-    assert kinds == [("train", 0), ("train", 2), ("train", 4), ("eval", 6)]
+    assert kinds == [("start", 0), ("train", 0), ("train", 2), ("train", 4), ("eval", 6)]
 
 
 def test_train_and_eval_in_one_process(tiny, tmp_path):
@@ -237,14 +240,15 @@ def test_four_devices_give_what_one_gives(tiny, tmp_path):
     for devices in (1, 4):
         done = run(
             *tiny,
-            "--config.log_every_steps=1",
+            "--config.summaries.scalars=1",
             f"--workdir={tmp_path / str(devices)}",
             XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
         )
         assert done.returncode == 0, done.stderr
         assert f"for {devices} device(s)" in done.stdout
         lines = (tmp_path / str(devices) / "metrics.jsonl").read_text().splitlines()
-        losses.append([json.loads(line)["cross_entropy"] for line in lines])
+        found = [json.loads(line) for line in lines]
+        losses.append([r["cross_entropy"] for r in found if r["kind"] == "train"])
     assert len(losses[0]) == 6
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 

@@ -1,0 +1,105 @@
+"""1, 2, 4 and 8 devices of one machine: the same images, the same distortions, the same numbers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.conftest import NUM_TEST, ROOT
+
+pytestmark = pytest.mark.slow
+
+COUNTS = (1, 2, 4, 8)
+PROGRAM = """
+import contextlib, json, sys
+from pathlib import Path
+from cifar_jax import runtime
+runtime.start()
+import jax, jax.numpy as jnp, numpy as np
+from cifar_jax import augment, config as config_lib, parallel, records, steps
+from cifar_jax.evaluate import Evaluator
+from cifar_jax.train import train
+
+folder, data_dir = map(Path, sys.argv[1:])
+found = {}
+for devices in (1, 2, 4, 8):
+    config = config_lib.read_default("configs/default.py")
+    config.data.dir = str(data_dir)
+    config.update(batch_size=16, num_steps=100, num_devices=devices)
+    config.optim.learning_rate = 0.02
+    config.summaries.update(scalars=1, images=0, histograms=0)
+    config.checkpoint.every_steps = 0
+    config.eval.batch_size = 16
+    workdir = folder / str(devices)
+    with contextlib.closing(Evaluator(config, workdir)) as evaluator:
+        state = train(config, workdir)
+        count = len(evaluator.predict(state.params).labels)
+        precision = evaluator.evaluate(100)
+
+    def distorted(step, images):
+        keys = steps.image_keys(0, step, len(images))
+        return augment.distort(keys, images, config.augment)
+
+    images = jnp.broadcast_to(evaluator.data.images[:1], (16, 32, 32, 3))
+    seen = parallel.data_parallel(
+        distorted, parallel.make_mesh(devices), sharded={1: 0}, per_image=True
+    )(jnp.int32(7), images)
+    found[devices] = {
+        "losses": [r["loss"] for r in records.read(workdir / records.FILE) if r["kind"] == "train"],
+        "count": count,
+        "precision": precision,
+        "devices": len(seen.devices()),
+    }
+    np.savez(
+        folder / f"{devices}.npz",
+        seen=seen,
+        **{f"p{i}": leaf for i, leaf in enumerate(jax.tree.leaves(jax.device_get(state.params)))},
+    )
+(folder / "found.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, data_dir):
+    folder = tmp_path_factory.mktemp("devices")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, folder, data_dir],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((folder / "found.json").read_text())
+    return {n: results[str(n)] | dict(np.load(folder / f"{n}.npz")) for n in COUNTS}
+
+
+@pytest.mark.parametrize("devices", COUNTS[1:])
+def test_losses_and_parameters_are_those_of_one_device(found, devices):
+    one, several = found[1], found[devices]
+    assert several["devices"] == devices
+    assert len(one["losses"]) == 100
+    np.testing.assert_allclose(several["losses"], one["losses"], rtol=1e-4)
+    names = [name for name in one if name.startswith("p") and name != "precision"]
+    difference, whole = (
+        np.concatenate([leaf.ravel() for leaf in leaves])
+        for leaves in ([several[n] - one[n] for n in names], [one[n] for n in names])
+    )
+    assert np.abs(difference).max() < 1e-3
+    assert np.linalg.norm(difference) < 1e-3 * np.linalg.norm(whole)
+
+
+@pytest.mark.parametrize("devices", COUNTS)
+def test_every_image_has_a_distortion_of_its_own_on_any_count(found, devices):
+    pictures = found[devices]["seen"].reshape(16, -1)
+    assert len(np.unique(pictures, axis=0)) == 16
+    np.testing.assert_allclose(pictures, found[1]["seen"].reshape(16, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", COUNTS)
+def test_evaluation_counts_every_image_once(found, devices):
+    assert found[devices]["count"] == NUM_TEST
+    assert found[devices]["precision"] == pytest.approx(found[1]["precision"], abs=1.5 / NUM_TEST)
