@@ -66,6 +66,7 @@ def panels_of(histories: Histories) -> dict[str, list[Panel]]:
                 ("train", f"{key}_average", "moving average", "solid"),
             )
             for key, title in losses.items()
+            if key != "l2" or any(series(h.train, key)[1].any() for h in histories.values())
         ],
         "precision": [precision],
         "precision-time": [over_time(precision, list(histories.values()))],
