@@ -73,6 +73,19 @@ class Log:
             return steps.Detail.TENSORS
         return steps.Detail.SCALARS if _due(cadence.scalars, number) else steps.Detail.NONE
 
+    def next_told(self, number: int) -> float:
+        """The next step after `number` that is to tell something; infinite where none will."""
+        steps_on = [(number // every + 1) * every for every in self._cadences()]
+        return min(steps_on, default=math.inf)
+
+    def shortest(self) -> float:
+        """Steps from one that tells something to the next, at most; infinite where none does."""
+        return min(self._cadences(), default=math.inf)
+
+    def _cadences(self) -> list[int]:
+        cadence = self._config.summaries
+        return [n for n in (cadence.scalars, cadence.images, cadence.histograms) if n]
+
     def note(self, number: int, metrics: steps.Metrics, told: dict[str, Any]) -> None:
         """Takes the metrics, [steps] each, of a call that has been dispatched and begins with step
         `number`, and what that step tells; reads those of the call before."""

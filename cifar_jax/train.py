@@ -96,9 +96,7 @@ def _loop(
     if mesh.size < config.num_devices:
         log.line(f"{config.num_devices} devices were asked for; there are {mesh.size}.")
     state, images, labels = parallel.replicate((state, data.images, data.labels), mesh)
-    full = config.steps_per_call or parallel.steps_per_call(mesh)
-    if config.summaries.scalars:  # only the first step of a call tells more than its metrics
-        full = min(full, config.summaries.scalars)
+    full = int(min(config.steps_per_call or parallel.steps_per_call(mesh), log.shortest()))
     programs: dict[tuple[int, steps.Detail], jax.stages.Compiled] = {}
 
     def call(state, number: int, count: int):
@@ -117,9 +115,10 @@ def _loop(
     with log, _Stop() as stop, _Profile(config, log.workdir, log) as profile:
         number = int(state.step)
         while number < num_steps:
-            # Few programs serve a whole run: those for full calls, and for what is left over.
-            room = min(num_steps, saver.next_due(number)) - number
-            count = full if full <= room and number % full == 0 else 1
+            # Only the first step of a call tells more than its metrics, and nothing is saved within
+            # one. Few programs serve a whole run: those of full calls, and of what is left over.
+            room = min(num_steps, saver.next_due(number), log.next_told(number)) - number
+            count = full if full <= room else 1
             profile.before(number)
             state, metrics, told = call(state, number, count)
             log.note(number, metrics, told)

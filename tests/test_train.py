@@ -1,5 +1,6 @@
 """The training loop: bit-exact resume, cadence, divergence, signals."""
 
+import math
 import os
 import re
 import shutil
@@ -169,6 +170,25 @@ def a_log(config, tmp_path):
 def metrics(count):
     one = np.ones(count)
     return {"loss": one, "cross_entropy": one, "l2": 0 * one, "learning_rate": one}
+
+
+@pytest.mark.parametrize(
+    ("cadence", "shortest", "following"),
+    [
+        ((10, 100, 100), 10, {0: 10, 9: 10, 10: 20, 95: 100}),
+        ((10, 15, 0), 10, {0: 10, 10: 15, 15: 20, 29: 30}),
+        ((0, 0, 7), 7, {0: 7, 13: 14}),
+        ((0, 0, 0), math.inf, {0: math.inf}),
+    ],
+)
+def test_a_call_ends_before_the_next_step_that_tells(a_log, cadence, shortest, following):
+    names = ("scalars", "images", "histograms")
+    a_log._config.summaries.update(dict(zip(names, cadence, strict=True)))
+    assert a_log.shortest() == shortest
+    assert {number: a_log.next_told(number) for number in following} == following
+    assert all(a_log.detail(step) for step in following.values() if step < math.inf)
+    between = range(1, int(min(shortest, 10)))
+    assert not any(a_log.detail(step) for step in between)
 
 
 def test_the_time_of_a_call_is_shared_by_its_steps(a_log, clock, capsys):
