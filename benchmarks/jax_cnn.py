@@ -133,7 +133,7 @@ class ProgramStep:
         count = config.steps_per_call or parallel.steps_per_call(mesh)
         self.steps_per_call = count
         self._calls = [
-            batches_lib.train_indices(config.seed, first, count, batch_size, len(data))
+            (batches_lib.train_indices(config.seed, first, count, batch_size, len(data)),)
             for first in range(0, max(1, len(data) // batch_size), count)
         ]
         self.reset()
@@ -153,8 +153,8 @@ class ProgramStep:
     def train(self, steps: int) -> None:
         """At least `steps` steps: whole calls."""
         for number in range(-(-steps // self.steps_per_call)):
-            index = self._calls[number % len(self._calls)]
-            self._state, *_ = self._train(self._state, index, *self._data)
+            travels = self._calls[number % len(self._calls)]
+            self._state, *_ = self._train(self._state, travels, self._data)
         jax.block_until_ready(self._state)
 
     def evaluate(self, steps: int) -> None:

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cifar_jax import augment, models, optim, parallel
-from cifar_jax.data import sources
+from cifar_jax.data import feeds, sources
 from cifar_jax.errors import UsageError, UserError, unknown
 
 FILE = "config.json"
@@ -34,7 +34,8 @@ _IDENTITY = (
     "optim.decoupled_decay",
     "optim.muon_layers",
 )
-_MACHINE = ("data.dir",)  # where the same images lie on this machine
+# Where the same images lie on this machine, and how they get to the device.
+_MACHINE = ("data.dir", "data.shards", "data.placement", "data.num_threads", "data.prefetch")
 # What decides whether the optimiser's state holds a velocity, or a loss scale.
 _STATE = {"optim.momentum": bool, "dtype": lambda dtype: dtype == "float16"}
 
@@ -109,6 +110,7 @@ def validate(config: ConfigDict) -> None:
         ("dtype", DTYPES),
         ("model.name", models.NAMES),
         ("data.source", sources.NAMES),
+        ("data.placement", feeds.PLACEMENTS),
         ("optim.name", optim.NAMES),
         ("optim.schedule", optim.SCHEDULES),
         ("eval.views", augment.VIEWS),
@@ -127,6 +129,8 @@ def _validate_numbers(config: ConfigDict) -> None:
         "log_every_steps",
         "data.synthetic_train",
         "data.synthetic_test",
+        "data.num_threads",
+        "data.prefetch",
         "augment.crop_size",
         "optim.learning_rate",
         "optim.decay_epochs",
@@ -192,6 +196,11 @@ def _validate_combinations(config: ConfigDict) -> None:
             f"config.augment.crop_size = {config.augment.crop_size} is larger than the images "
             f"of '{config.data.source}', {size}x{size}."
         )
+    if config.data.placement == "stream" and not config.data.shards:
+        raise UsageError(
+            "config.data.placement = 'stream' needs config.data.shards, a folder that "
+            "`python -m cifar_jax.data.prepare` wrote."
+        )
     if config.augment.contrast_lower > config.augment.contrast_upper:
         raise UsageError(
             f"config.augment.contrast_lower = {config.augment.contrast_lower} is above "
@@ -226,6 +235,8 @@ def store(config: ConfigDict, workdir: Path) -> None:
     """
     fields = config.to_dict()
     fields["data"]["dir"] = str(sources.data_dir(config.data))
+    if config.data.shards:
+        fields["data"]["shards"] = str(Path(config.data.shards).resolve())
     record = {
         "config": fields,
         "versions": {

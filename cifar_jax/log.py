@@ -37,6 +37,7 @@ class Log:
         self._writer = summaries.Writer(workdir, "train", resumed_at=first)
         self._unread: tuple[int, steps.Metrics, dict[str, Any]] | None = None
         self._line_pace, self._scalar_pace = _Pace(), _Pace()
+        self._fill = 1.0
         self.line = progress.line
 
     def _continue_averages(self, workdir: Path) -> None:
@@ -141,6 +142,7 @@ class Log:
             "examples_per_second": self._config.batch_size / seconds,
             "seconds_per_batch": seconds,
             "data_wait": waiting,
+            "data_fill": self._fill,
         }
         more = {name: float(value) for name, value in told["scalars"].items()}
         self._writer.scalars(number, {**values, **speed, **more})
@@ -175,12 +177,10 @@ class Log:
         yield
         self._time += time.monotonic() - start
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts as time in which a step waits for its data."""
-        start = time.monotonic()
-        yield
-        self._scalar_pace.wait(time.monotonic() - start)
+    def fed(self, waited: float, fill: float) -> None:
+        """A call waited so many seconds for its data; `fill` is the share that lies ready."""
+        self._scalar_pace.wait(waited)
+        self._fill = fill
 
     def close(self) -> None:
         self._writer.close()

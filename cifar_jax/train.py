@@ -13,12 +13,13 @@ from types import FrameType
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cifar_jax import checkpoint, display, optim, overview, parallel, steps
 from cifar_jax import config as config_lib
-from cifar_jax.data import batches, sources
+from cifar_jax.data import feeds, shards, sources
 from cifar_jax.errors import UsageError, UserError
 from cifar_jax.log import Log
 
@@ -28,6 +29,7 @@ _TELLS = {
     steps.Detail.TENSORS: "with norms, pictures and histograms",
 }
 
+Images = sources.Split | shards.Shards
 AfterCheckpoint = Callable[[int], float | None]
 
 
@@ -41,11 +43,11 @@ def train(
     mend, Interrupted after SIGINT or SIGTERM.
     """
     changes = config_lib.check_same_run(config, workdir)
-    data = sources.load(config.data, "train")
-    if config.augment.crop_size > min(data.images.shape[1:3]):
+    data = _open(config)
+    if config.augment.crop_size > min(data.shape[:2]):
         raise UsageError(
             f"config.augment.crop_size = {config.augment.crop_size} is larger than the images, "
-            f"{data.images.shape[1]}x{data.images.shape[2]}."
+            f"{data.shape[0]}x{data.shape[1]}."
         )
     num_steps = config_lib.num_steps(config, len(data))
     schedule = optim.make_schedule(config.optim, len(data) / config.batch_size, num_steps)
@@ -75,7 +77,7 @@ def train(
         with contextlib.closing(
             Log(config, workdir, saver.diverged, progress, int(state.step))
         ) as log:
-            crop = (config.augment.crop_size, config.augment.crop_size, data.images.shape[-1])
+            crop = (config.augment.crop_size, config.augment.crop_size, data.shape[-1])
             log.describe(state.params, overview.layers(model, crop), data.class_names)
             state = _loop(config, data, state, step, num_steps, log, saver)
         saver.wait()
@@ -83,9 +85,38 @@ def train(
     return state
 
 
+def _open(config: ConfigDict) -> Images:
+    """The training images: in memory, or in shards where the config names some."""
+    if config.data.shards:
+        return shards.open(Path(config.data.shards), "train")
+    return sources.load(config.data, "train")
+
+
+def _feed(config: ConfigDict, data: Images, mesh: Mesh) -> tuple[feeds.Feed, tuple]:
+    """What travels for each step, and what lies on the devices before."""
+    place = feeds.choose(
+        config.data.placement,
+        len(data) * math.prod(data.shape),
+        feeds.free_bytes(list(mesh.devices.flat)),
+        otherwise="stream" if config.data.shards else "host",
+    )
+    options = len(data), config.batch_size, config.seed
+    if place == "stream":
+        assert isinstance(data, shards.Shards)  # the config was refused without
+        read: feeds.Read = data.read
+    else:
+        images, labels, _ = data.load()
+        if place == "device":
+            return feeds.DeviceFeed(*options), parallel.replicate((images, labels), mesh)
+        read = feeds.gather(images, labels)
+    sharding = NamedSharding(mesh, P(None, parallel.AXIS))
+    depth, threads = config.data.prefetch, config.data.num_threads
+    return feeds.HostFeed(read, *options, sharding, depth, threads), ()
+
+
 def _loop(
     config: ConfigDict,
-    data: sources.Split,
+    data: Images,
     state: steps.TrainState,
     step: Callable,
     num_steps: int,
@@ -95,13 +126,14 @@ def _loop(
     mesh = parallel.make_mesh(config.num_devices)
     if mesh.size < config.num_devices:
         log.line(f"{config.num_devices} devices were asked for; there are {mesh.size}.")
-    state, images, labels = parallel.replicate((state, data.images, data.labels), mesh)
+    state = parallel.replicate(state, mesh)
+    feed, resident = _feed(config, data, mesh)
     full = int(min(config.steps_per_call or parallel.steps_per_call(mesh), log.shortest()))
     programs: dict[tuple[int, steps.Detail], jax.stages.Compiled] = {}
 
     def call(state, number: int, count: int):
-        with log.waiting():
-            index = batches.train_indices(config.seed, number, count, config.batch_size, len(data))
+        travels = feed.get(number, count)
+        log.fed(feed.take_wait(), feed.fill)
         kind = count, log.detail(number)
         if kind not in programs:
             with log.paused():
@@ -109,10 +141,15 @@ def _loop(
                     f"Compiling the training step {_TELLS[kind[1]]} for {mesh.size} device(s): "
                     "about 10 s, or 1 s where it is in the cache."
                 )
-                programs[kind] = compile_step(step, kind[1], mesh, state, index, images, labels)
-        return programs[kind](state, index, images, labels)
+                programs[kind] = compile_step(step, kind[1], mesh, state, travels, resident)
+        return programs[kind](state, travels, resident)
 
-    with log, _Stop() as stop, _Profile(config, log.workdir, log) as profile:
+    with (
+        contextlib.closing(feed),
+        log,
+        _Stop() as stop,
+        _Profile(config, log.workdir, log) as profile,
+    ):
         number = int(state.step)
         while number < num_steps:
             # Only the first step of a call tells more than its metrics, and nothing is saved within
@@ -138,22 +175,24 @@ def _loop(
 def compile_step(
     step: Callable, detail: steps.Detail, mesh: Mesh, *example: object
 ) -> jax.stages.Compiled:
-    """Several steps with their gathers in one program; the state's memory is reused.
+    """Several steps in one program, with the gathers from what is resident; the state's memory is
+    reused.
 
-    It takes (state, indices [steps, global batch], images, labels) as `example` has them, and gives
-    the new state, the metrics of every step, [steps] each, and what the first step tells.
+    It takes (state, what travels, what is resident) as `example` has them: (indices,) for resident
+    (images, labels), or else (images, labels), each [steps, global batch, …]. It gives the new
+    state, the metrics of every step, [steps] each, and what the first step tells.
     """
 
-    def run(state, indices, images, labels):
-        def one(state, index, detail=steps.Detail.NONE):
-            batch = {"image": images[index], "label": labels[index]}
-            state, metrics, told = step(state, batch, detail=detail)
+    def run(state, travels, resident):
+        def one(state, travels, detail=steps.Detail.NONE):
+            image, label = (array[travels[0]] for array in resident) if resident else travels
+            state, metrics, told = step(state, {"image": image, "label": label}, detail=detail)
             return state, (metrics, told)
 
-        state, (first, told) = one(state, indices[0], detail)
+        state, (first, told) = one(state, [array[0] for array in travels], detail)
         metrics = jax.tree.map(lambda value: value[None], first)
-        if len(indices) > 1:  # else without a loop, which would hinder XLA on CPUs
-            state, (rest, _) = lax.scan(one, state, indices[1:])
+        if len(travels[0]) > 1:  # else without a loop, which would hinder XLA on CPUs
+            state, (rest, _) = lax.scan(one, state, [array[1:] for array in travels])
             metrics = jax.tree.map(lambda *values: jnp.concatenate(values), metrics, rest)
         return state, metrics, told
 

@@ -36,6 +36,13 @@ def get_config() -> ml_collections.ConfigDict:
     data.synthetic_test = 2_000
     data.synthetic_seed = 0
 
+    data.placement = (
+        "auto"  # 'device', 'host', 'stream'; 'auto': 'device' where it fits, else another
+    )
+    data.shards = ""  # a folder that `python -m cifar_jax.data.prepare` wrote: trains from there
+    data.num_threads = 16  # that read, for 'host' and 'stream'
+    data.prefetch = 16  # batches held ready for them; two calls in any case
+
     config.augment = augment = ml_collections.ConfigDict()
     augment.crop_size = 24  # pixels; evaluation takes the central crop of this size
     augment.random_crop = True

@@ -56,6 +56,9 @@ WITHIN_DATA = {
     "tfds": {"download"},
     "sources": {"native", "synthetic", "download", "tfds"},
     "batches": {"sources"},
+    "feeds": {"batches"},
+    "shards": set(),
+    "prepare": {"shards", "sources"},
 }
 
 

@@ -37,6 +37,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: H, W, C."""
+        return self.images.shape[1:]
+
+    def load(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """Images, labels and class names, as shards on disk give them."""
+        return self.images, self.labels, self.class_names
+
 
 def load(config: ConfigDict, split: str) -> Split:
     """The split 'train' or 'test' of the dataset of `config.data`: from disk, drawn or downloaded.

@@ -31,10 +31,10 @@ def losses(config, data):
     state = parallel.replicate(steps.init_state(config, model, optimizer), mesh)
     images, labels = parallel.replicate((data.images, data.labels), mesh)
     indices = batches.train_indices(0, 0, STEPS, config.batch_size, len(data))
-    compiled = compile_step(step, mesh, state, indices[:1], images, labels)
+    compiled = compile_step(step, steps.Detail.NONE, mesh, state, (indices[:1],), (images, labels))
     found = []
     for index in indices:
-        state, metrics = compiled(state, index[None], images, labels)
+        state, metrics, _ = compiled(state, (index[None],), (images, labels))
         found.append(metrics["cross_entropy"][0])
     return np.asarray(jax.device_get(found))
 

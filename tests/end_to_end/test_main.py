@@ -156,7 +156,7 @@ BAD_USAGE = [
     (["--config.optim.decay_factor=0"], "config.optim.decay_factor = 0.0, expected more than 0."),
     (["--config.augment.crop_size=33"], "larger than the images"),
     (["--config=configs/nothing.py"], "nothing.py"),
-    (["--mode=evaluate"], "--mode=evaluate: value should be one of <train|eval|train_and_eval>"),
+    (["--mode=evaluate"], "--mode=evaluate: value should be one of <train|eval|"),
     (["--workdirr=x"], "Unknown command line flag 'workdirr'. Did you mean: workdir ?"),
     (["train"], "Unexpected argument 'train'"),
     (["--workdir="], "--workdir is empty"),
@@ -185,6 +185,8 @@ def test_bad_input_is_one_line_and_exit_code_1(tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
     done = run("--mode=eval", "--once", "--workdir=run", cwd=tmp_path)
+    assert "run has no config.json: nothing was trained there." in one_line(done, 1)
+    done = run("--mode=report", "--workdir=run", "other", cwd=tmp_path)
     assert "run has no config.json: nothing was trained there." in one_line(done, 1)
 
     done = run("--mode=train", "--debug", *flags, cwd=tmp_path)

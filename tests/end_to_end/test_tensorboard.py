@@ -17,7 +17,8 @@ ACTIVATIONS = (*LAYERS, "pool1", "norm1", "norm2", "pool2")
 NORMS = ("gradient_norm", "parameter_norm", "update_ratio")
 TRAIN_SCALARS = {
     *(f"{name}{kind}" for name in ("loss", "cross_entropy", "l2") for kind in ("", "_average")),
-    *("precision", "learning_rate", "examples_per_second", "seconds_per_batch", "data_wait"),
+    *("precision", "learning_rate", "examples_per_second", "seconds_per_batch"),
+    *("data_wait", "data_fill"),
     *NORMS,
     *(f"{norm}/{layer}" for norm in NORMS for layer in LAYERS),
     *(f"sparsity/{layer}" for layer in ACTIVATIONS),

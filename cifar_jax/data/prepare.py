@@ -1,0 +1,117 @@
+"""Turns a dataset into shards, from which training can read more images than memory holds.
+
+    python -m cifar_jax.data.prepare --source=cifar10 --out=DIR
+
+Both splits go to DIR, which appears when it is complete; what was interrupted is started again with
+the same command. The flags of the sources are the fields of config.data, and have their defaults.
+"""
+
+import argparse
+import contextlib
+import runpy
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import Progress
+
+from cifar_jax.data import shards, sources
+from cifar_jax.errors import UsageError, UserError, unknown
+
+_DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
+
+
+def prepare(config: ConfigDict, out: Path, num_shards: int) -> None:
+    """Writes the splits of the dataset of `config` (config.data) to `out`: both, or nothing.
+
+    Raises UserError as `sources.load` and `shards.write` do.
+    """
+    with shards.appearing(out) as part:
+        for split in sources.SPLITS:
+            data = sources.load(config, split)
+            with _progress(split) as progress:
+                shards.write(
+                    part, split, data.images, data.labels, data.class_names, num_shards, progress
+                )
+    print(f"The shards are in {out}")
+
+
+@contextlib.contextmanager
+def _progress(split: str) -> Iterator[shards.Progress]:
+    """Shows on stderr how far a split is: a bar on a terminal, a line every 10% elsewhere."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with Progress(console=console) as bar:
+            task = bar.add_task(split)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+
+    shown = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal shown
+        if (tenths := 10 * done // total) > shown:
+            shown = tenths
+            print(f"{split}: {10 * tenths}% of {total:,} images", file=sys.stderr, flush=True)
+
+    yield report
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[:1].upper()}{message[1:]}. --help names the flags.")
+
+
+def _parse(argv: Sequence[str]) -> tuple[ConfigDict, Path, int]:
+    """The source's config, the folder and the number of shards; raises UsageError."""
+    parser = _Parser(
+        prog="python -m cifar_jax.data.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the shards go")
+    parser.add_argument("--num-shards", type=int, default=8, metavar="N", help="files a split")
+    fields = _source_fields()
+    for name, default in fields.items():
+        flag = "--data-dir" if name == "dir" else f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, dest=name, type=type(default), default=default)
+    args = vars(parser.parse_args(argv))
+    config = ConfigDict({name: args[name] for name in fields})
+    if config.source not in sources.NAMES:
+        raise unknown("--source", config.source, sources.NAMES)
+    for name in ("num_shards", *(name for name in fields if isinstance(fields[name], int))):
+        least = 0 if name.endswith("_seed") else 1
+        if args[name] < least:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} = {args[name]}, expected {least} or more.")
+    if not args["out"]:
+        raise UsageError("--out is empty, expected a folder.")
+    return config, Path(args["out"]).expanduser().absolute(), args["num_shards"]
+
+
+def _source_fields() -> dict[str, Any]:
+    """What the sources read of config.data, with the defaults."""
+    data = runpy.run_path(str(_DEFAULT_CONFIG))["get_config"]().data
+    wanted = ("source", "dir", "tfds_", "synthetic_")
+    return {name: value for name, value in data.items() if name.startswith(wanted)}
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        prepare(*_parse(argv))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

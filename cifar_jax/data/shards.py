@@ -1,0 +1,276 @@
+"""A split as ArrayRecord files, of which any image can be read without those before it.
+
+    FOLDER/train/shards.json
+    FOLDER/train/train-00000-of-00004.array_record
+
+A record is the label, int32 in little endian, and the image's bytes, uint8 [H, W, C]. shards.json
+has the format's version, the shape, the class names, and the images and bytes of each file. The
+files carry a checksum of every record, so that a damaged one is found when it is read.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from cifar_jax.errors import UserError
+
+FORMAT = 1
+MANIFEST = "shards.json"
+_SUFFIX = ".array_record"
+_LABEL_BYTES = 4
+_REPORT_EVERY = 1_000  # images
+# A record by itself, as no read wants its neighbours; pictures hardly shrink.
+_WRITE = "group_size:1,uncompressed"
+# Without reading ahead, which random access would throw away.
+_READ, _BUFFER_BYTES = "readahead_buffer_size:0", 1 << 15
+
+Progress = Callable[[int, int], object]  # images done, images in total
+
+
+class Shards:
+    """A split on disk. Threads may share it; a file is opened when it is first read."""
+
+    def __init__(self, folder: Path):
+        """Raises UserError where shards.json or a file is missing, or a file has another size."""
+        self._folder = folder
+        manifest = _read_manifest(folder)
+        self.shape: tuple[int, int, int] = manifest["shape"]
+        self.class_names: tuple[str, ...] = manifest["class_names"]
+        self._record_bytes = _LABEL_BYTES + int(np.prod(self.shape))
+        self._paths = [folder / name for name in manifest["files"]]
+        counts = [file["images"] for file in manifest["files"].values()]
+        self._starts = np.cumsum([0, *counts])  # of each file's images, and their end
+        self._readers: list[Any] = [None] * len(self._paths)
+        for path, file in zip(self._paths, manifest["files"].values(), strict=True):
+            _check_size(path, file["bytes"])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The images uint8 [n, H, W, C] and labels int32 [n] of `indices` [n], in any order.
+
+        Raises IndexError outside of the split, UserError for a damaged or vanished file.
+        """
+        order = np.argsort(indices)  # what lies in one file comes together, and forwards
+        ordered = indices[order]
+        if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < len(self):
+            raise IndexError(f"images {ordered[0]} to {ordered[-1]} of {len(self)}")
+        bounds = np.searchsorted(ordered, self._starts)
+        records: list[bytes] = []
+        for number in np.flatnonzero(np.diff(bounds)).tolist():
+            places = ordered[bounds[number] : bounds[number + 1]] - self._starts[number]
+            records += self._read_file(number, places)
+        # All at once: nothing here may be done image by image in Python.
+        data = np.frombuffer(b"".join(records), np.uint8).reshape(-1, self._record_bytes)
+        images = np.empty((len(ordered), *self.shape), np.uint8)
+        images[order] = data[:, _LABEL_BYTES:].reshape(images.shape)
+        labels = np.empty(len(ordered), np.int32)
+        labels[order] = np.ascontiguousarray(data[:, :_LABEL_BYTES]).view("<i4")[:, 0]
+        return images, labels
+
+    def load(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """All images, labels and the class names, for a split that fits into memory."""
+        return *self.read(np.arange(len(self))), self.class_names
+
+    def _read_file(self, number: int, places: np.ndarray) -> list[bytes]:
+        path = self._paths[number]
+        try:
+            if self._readers[number] is None:  # for two threads at once, twice: one is dropped
+                self._readers[number] = ArrayRecordReader(
+                    str(path), _READ, file_reader_buffer_size=_BUFFER_BYTES
+                )
+            records = self._readers[number].read(places.tolist())
+        except (RuntimeError, ValueError, OSError, IndexError) as error:
+            raise _damaged(path, _one_line(error), "undamaged records") from error
+        if len(records) != len(places) or set(map(len, records)) != {self._record_bytes}:
+            expected = f"{self._record_bytes:,} bytes each"
+            raise _damaged(path, "it has records of another length", expected)
+        return records
+
+
+def open(folder: Path, split: str) -> Shards:
+    """The split 'train' or 'test' of a folder that `prepare` wrote; raises as `Shards` does."""
+    return Shards(folder / split)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            found = manifest["format"]
+            raise _damaged(path, f"it is of format {found}", f"format {FORMAT}")
+        height, width, channels = map(int, manifest["shape"])
+        files = {
+            str(name): {key: int(file[key]) for key in ("images", "bytes")}
+            for name, file in manifest["files"].items()
+        }
+        names = tuple(map(str, manifest["class_names"]))
+    except FileNotFoundError as error:
+        raise _damaged(path, "there is no such file", "what describes the shards") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"it is no description of shards ({_one_line(error)})"
+        raise _damaged(path, problem, "what prepare wrote") from error
+    return {"shape": (height, width, channels), "class_names": names, "files": files}
+
+
+def _check_size(path: Path, expected: int) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise _damaged(path, problem, f"a file of {expected:,} bytes") from error
+    if size != expected:
+        raise _damaged(path, f"it has {size:,} bytes", f"{expected:,}")
+
+
+def _damaged(path: Path, problem: str, expected: str) -> UserError:
+    folder = path.parent.parent  # of all splits
+    return UserError(
+        f"{path}: {problem}, expected {expected}. Delete {folder} and make it again: "
+        f"python -m cifar_jax.data.prepare --out={folder}"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def write(
+    folder: Path,
+    split: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    num_shards: int,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Writes images uint8 [N, H, W, C] and labels [N] to `folder`/`split`, whole or not at all.
+
+    The images may be a np.memmap: they are read from first to last, and held one at a time. There
+    are never more files than images. Raises UserError where the disk is full or not writable, and
+    where complete shards, or anything else, are there already.
+    """
+    bounds = np.linspace(0, len(images), min(num_shards, len(images)) + 1, dtype=int)
+    with appearing(folder / split) as part:
+        files = {}
+        for number, (start, end) in enumerate(itertools.pairwise(bounds)):
+            path = part / f"{split}-{number:05}-of-{len(bounds) - 1:05}{_SUFFIX}"
+            for done in _write_file(path, images[start:end], labels[start:end]):
+                progress(int(start) + done, len(images))
+            files[path.name] = {"images": int(end - start), "bytes": path.stat().st_size}
+        manifest = {
+            "format": FORMAT,
+            "shape": images.shape[1:],
+            "class_names": list(class_names),
+            "files": files,
+        }
+        (part / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _write_file(path: Path, images: np.ndarray, labels: np.ndarray) -> Iterator[int]:
+    """Writes one file, and gives now and then how many of its images are written."""
+    try:
+        writer = ArrayRecordWriter(str(path), _WRITE)
+        for i, (image, label) in enumerate(zip(images, labels.astype("<i4"), strict=True)):
+            if i % _REPORT_EVERY == 0:
+                yield i
+            writer.write(label.tobytes() + image.tobytes())
+        writer.close()
+    except RuntimeError as error:  # what ArrayRecord makes of the system's errors
+        raise OSError(_one_line(error)) from error
+    yield len(images)
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Gives a folder FOLDER.part to write into, which becomes `folder` where the block ends well.
+
+    What an interrupted start left is removed first. Raises UserError where `folder` holds complete
+    shards or anything else, where another process is writing it, and for a disk that is full or
+    not writable.
+    """
+    part = folder.with_name(f"{folder.name}.part")
+    try:
+        _check_replaceable(folder)
+        _check_ours(part)
+        part.mkdir(parents=True, exist_ok=True)
+        with _lock(part):
+            _clear(part)
+            try:
+                yield part
+                if folder.exists():
+                    shutil.rmtree(folder)
+                part.rename(folder)
+            except BaseException:  # Ctrl-C, too
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {folder}: {error.strerror or error}. Expected a writable folder "
+            "with free space: make one there or choose another."
+        ) from error
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises UserError for a folder that holds something of worth."""
+    _check_ours(folder)
+    manifests = list(folder.rglob(MANIFEST))
+    complete = False
+    with contextlib.suppress(UserError):
+        for manifest in manifests:
+            Shards(manifest.parent)
+        complete = bool(manifests)
+    if complete:
+        raise UserError(
+            f"{folder} already holds shards, expected a new folder. Delete it to make them again, "
+            "or choose another one."
+        )
+
+
+def _check_ours(folder: Path) -> None:
+    """Raises UserError for what is no folder, or holds other files than this module writes."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, expected a new folder. Choose another one.")
+    for path in folder.rglob("*"):
+        if not (path.is_dir() or path.name == MANIFEST or path.suffix == _SUFFIX):
+            raise UserError(
+                f"{folder} holds {path.relative_to(folder)}, expected a new folder, or one that "
+                "holds nothing but shards. Choose another one."
+            )
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Holds `folder` against other processes; the system lets go of it where this one is killed."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"{folder}: another process is writing there. Wait for its end.") from error
+    finally:
+        os.close(handle)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

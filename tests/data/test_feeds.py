@@ -1,0 +1,305 @@
+"""All placements give the same batches, at any step; threads that fail or hang are no trap."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cifar_jax import parallel
+from cifar_jax.data import batches, feeds, shards
+from tests.conftest import ROOT, random_images
+
+NUM_IMAGES, BATCH, SEED = 90, 16, 5
+CALLS = {
+    "on": [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1)],  # and over an epoch's end
+    "resumed": [(31, 2), (33, 2)],
+    "far": [(510, 1), (511, 4), (515, 1)],  # where another block of indices begins
+    "changing": [(0, 1), (1, 3), (4, 3), (7, 1), (8, 40), (48, 2)],  # 40: a call in parts
+    "back": [(9, 2), (11, 2), (3, 1), (4, 1), (3, 1)],
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    images, labels = random_images(NUM_IMAGES, seed=0)
+    return images, labels.astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def reads(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    shards.write(folder, "train", *data, [str(n) for n in range(10)], num_shards=4)
+    mapped = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, data[0].shape)
+    mapped[:] = data[0]
+    return {
+        "array": feeds.gather(*data),
+        "memmap": feeds.gather(mapped, data[1]),
+        "stream": shards.open(folder, "train").read,
+    }
+
+
+@pytest.fixture
+def feed():
+    """Makes feeds that end with the test."""
+    sharding = NamedSharding(parallel.make_mesh(1), P(None, parallel.AXIS))
+    with contextlib.ExitStack() as stack:
+
+        def make(read, depth=3, threads=2):
+            made = feeds.HostFeed(read, NUM_IMAGES, BATCH, SEED, sharding, depth, threads)
+            return stack.enter_context(contextlib.closing(made))
+
+        yield make
+
+
+def until(condition):
+    """Waits for what a thread is about to do."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("name", ["array", "memmap", "stream"])
+def test_all_placements_give_the_same_batches(data, reads, feed, name, calls):
+    resident, host = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED), feed(reads[name])
+    for step, count in calls:
+        (index,) = resident.get(step, count)
+        expected = batches.train_indices(SEED, step, count, BATCH, NUM_IMAGES)
+        np.testing.assert_array_equal(index, expected)
+        images, labels = host.get(step, count)
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+        np.testing.assert_array_equal(images, data[0][index])
+        np.testing.assert_array_equal(labels, data[1][index])
+
+
+@pytest.mark.parametrize(("depth", "threads"), [(1, 1), (1, 8), (20, 1), (20, 16)])
+def test_neither_threads_nor_depth_change_anything(data, reads, feed, depth, threads):
+    made = feed(reads["stream"], depth, threads)
+    for step, count in CALLS["changing"]:
+        images, labels = made.get(step, count)
+        index = batches.train_indices(SEED, step, count, BATCH, NUM_IMAGES)
+        np.testing.assert_array_equal(images, data[0][index])
+        np.testing.assert_array_equal(labels, data[1][index])
+
+
+def test_parts_arriving_in_any_order_make_the_same_call(data, feed):
+    gather, turn = feeds.gather(*data), threading.Semaphore(0)
+    first = batches.train_indices(SEED, 0, 1, BATCH, NUM_IMAGES)[0]
+
+    def read(indices):
+        if np.array_equal(indices[:BATCH], first):  # the first part comes after the second
+            assert turn.acquire(timeout=10)
+        else:
+            turn.release()
+        return gather(indices)
+
+    images, _ = feed(read).get(0, 64)
+    index = batches.train_indices(SEED, 0, 64, BATCH, NUM_IMAGES)
+    np.testing.assert_array_equal(images, data[0][index])
+
+
+def test_it_reads_ahead_of_the_calls_and_no_further(data, feed):
+    gather, seen = feeds.gather(*data), []
+
+    def read(indices):
+        seen.append(len(indices))
+        return gather(indices)
+
+    made = feed(read, depth=3)
+    assert made.fill == 0
+    made.get(0, 1)
+    until(lambda: made.fill == 1)
+    assert len(seen) == 4  # the one that was asked for, and three
+    made.get(1, 1)
+    made.get(2, 1)
+    until(lambda: made.fill == 1)
+    assert len(seen) == 6
+    made.get(3, 2)  # another count: two calls of two steps each follow it
+    until(lambda: made.fill == 1)
+    assert seen[6:] == [2 * BATCH] * 3
+    made.get(5, 2)
+    made.get(7, 2)
+    until(lambda: made.fill == 1)
+    assert len(seen) == 6 + 5  # none of them in vain
+
+
+def test_the_arrays_are_sharded_over_the_devices_by_image(reads, feed):
+    images, labels = feed(reads["array"]).get(0, 2)
+    wanted = NamedSharding(parallel.make_mesh(1), P(None, parallel.AXIS))
+    assert isinstance(images, jax.Array)
+    assert images.sharding == labels.sharding == wanted
+
+
+PROCESS = """
+import sys, jax, numpy as np
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
+from jax.sharding import NamedSharding, PartitionSpec as P
+from cifar_jax import parallel
+from cifar_jax.data import batches, feeds
+data = np.arange(90 * 4, dtype=np.uint8).reshape(90, 2, 2, 1), np.arange(90, dtype=np.int32)
+sizes = []
+def read(indices):
+    sizes.append(len(indices))
+    return feeds.gather(*data)(indices)
+sharding = NamedSharding(parallel.make_mesh(0), P(None, parallel.AXIS))
+feed = feeds.HostFeed(read, 90, 16, 5, sharding, depth=2, threads=1)
+for array, source in zip(feed.get(3, 2), data, strict=True):
+    assert array.shape == (2, 16, *source.shape[1:])
+    (shard,) = array.addressable_shards
+    expected = source[batches.train_indices(5, 3, 2, 16, 90)][shard.index]
+    np.testing.assert_array_equal(shard.data, expected)
+    print(shard.index[1].start, shard.index[1].stop)
+feed.close()
+assert set(sizes) == {2 * 8}, sizes
+"""
+
+
+def test_each_process_reads_what_its_devices_take():
+    with socket.create_server(("localhost", 0)) as server:
+        port = str(server.getsockname()[1])
+    command = [sys.executable, "-c", PROCESS]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [*command, str(n), port],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(2)
+    ]
+    for process, columns in zip(processes, ("0 8\n", "8 16\n"), strict=True):
+        out, error = process.communicate(timeout=60)
+        assert process.returncode == 0, error
+        assert out == 2 * columns
+
+
+def test_waiting_is_counted_once(data, feed):
+    gather, let_go = feeds.gather(*data), threading.Event()
+
+    def read(indices):
+        assert let_go.wait(10)
+        return gather(indices)
+
+    made = feed(read)
+    threading.Timer(0.05, let_go.set).start()
+    made.get(0, 1)
+    assert made.take_wait() >= 0.04
+    assert made.take_wait() == 0
+    resident = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED)
+    resident.get(0, 1)
+    assert resident.take_wait() > 0 == resident.take_wait()
+
+
+def test_what_a_thread_fails_with_reaches_the_caller_when_it_gets_there(data, feed):
+    gather, broken = feeds.gather(*data), True
+    third = batches.train_indices(SEED, 2, 1, BATCH, NUM_IMAGES)[0]
+
+    def read(indices):
+        if broken and np.array_equal(indices, third):
+            raise SystemExit("no such disk")  # not even an Exception
+        return gather(indices)
+
+    made = feed(read)
+    made.get(0, 1)
+    made.get(1, 1)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="no such disk"):
+            made.get(2, 1)
+    broken = False
+    images, _ = made.get(2, 1)  # a disk that came back
+    np.testing.assert_array_equal(images[0], data[0][third])
+
+
+def test_what_was_read_ahead_in_vain_may_fail(data, feed):
+    gather, failed = feeds.gather(*data), threading.Event()
+    second = batches.train_indices(SEED, 1, 1, BATCH, NUM_IMAGES)[0]
+
+    def read(indices):
+        if np.array_equal(indices, second):
+            failed.set()
+            raise OSError
+        return gather(indices)
+
+    made = feed(read)
+    made.get(0, 1)
+    assert failed.wait(10)
+    made.get(7, 1)
+    made.get(8, 1)
+
+
+def test_closing_ends_threads_that_wait_for_room(reads, feed):
+    made = feed(reads["array"])
+    made.get(0, 1)
+    until(lambda: made.fill == 1)
+    threads = made._threads
+    made.close()
+    assert not any(thread.is_alive() for thread in threads)
+    with pytest.raises(RuntimeError, match="closed"):
+        made.get(1, 1)
+
+
+def test_closing_does_not_wait_for_a_read_that_hangs(monkeypatch, feed):
+    monkeypatch.setattr(feeds, "_CLOSE_SECONDS", 0.01)
+    hanging, let_go, raised = threading.Event(), threading.Event(), []
+
+    def read(indices):
+        hanging.set()
+        let_go.wait(60)
+        raise OSError
+
+    made = feed(read)
+
+    def get():
+        with pytest.raises(RuntimeError, match="closed"):
+            made.get(0, 1)
+        raised.append(True)
+
+    caller = threading.Thread(target=get)
+    caller.start()
+    assert hanging.wait(10)
+    made.close()
+    assert any(thread.is_alive() for thread in made._threads)
+    caller.join(10)
+    assert raised  # nor is a caller left waiting
+    let_go.set()
+    for thread in made._threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("needed", "free", "expected"), [(100, 150, "device"), (100, 149, "host")])
+def test_auto_keeps_images_on_the_device_where_they_fit(needed, free, expected):
+    assert feeds.choose("auto", needed, free) == expected
+    other = "device" if expected == "device" else "stream"
+    assert feeds.choose("auto", needed, free, otherwise="stream") == other
+    for placement in ("device", "host", "stream"):
+        assert feeds.choose(placement, needed, free) == placement
+
+
+class FakeDevice:
+    def __init__(self, platform, limit=0, used=0):
+        self.platform, self._stats = platform, {"bytes_limit": limit, "bytes_in_use": used}
+
+    def memory_stats(self):
+        return self._stats
+
+
+def test_free_memory_is_that_of_the_fullest_device_or_a_share_of_the_host(monkeypatch):
+    gpus = [FakeDevice("gpu", 100, 30), FakeDevice("gpu", 100, 60)]
+    assert feeds.free_bytes(gpus) == 40
+    assert feeds.free_bytes(jax.devices("cpu")) > 0
+    monkeypatch.setattr(feeds, "_free_on_host", lambda: 1000)
+    assert feeds.free_bytes([FakeDevice("cpu")] * 4) == 250
