@@ -35,6 +35,7 @@ from benchmarks.worker import ROOT
 ARITHMETIC = (("float32", "highest"), ("float32", "tensorfloat32"), ("bfloat16", None))
 BATCHES = (128, 1_024, 8_192)
 STEPS_PER_CALL = (1, 10, 100)  # at batch 128, in JAX's default arithmetic
+DEFAULT_STEPS = 10  # what main.py comes to, with scalars at every tenth step
 RUNS = {"tutorial": "default", "fast": "fast"}
 _LINE = re.compile(r"^(\S+ \S+): step 0, loss")
 _PRECISION = re.compile(r"precision @ 1 = (\S+)")
@@ -82,7 +83,8 @@ def speeds(ask: Ask, rates: dict[str, float], say: Callable[[str], object]) -> d
             name = f"{_name(dtype, precision)}/{batch}"
             say(f"Measuring {name}")
             try:
-                figures = ask("speed", dtype=dtype, precision=precision, batch=batch)
+                options = {"dtype": dtype, "precision": precision, "batch": batch}
+                figures = ask("speed", **options, steps_per_call=DEFAULT_STEPS)
             except Failed as error:  # out of memory, say: the others are still worth having
                 result[name] = {"error": str(error)}
                 continue
