@@ -138,7 +138,7 @@ class ProgramStep:
         ]
         self.reset()
         self._train = compile_step(
-            train, steps.Detail.NONE, mesh, self._state, self._calls[0], *self._data
+            train, steps.Detail.NONE, mesh, self._state, self._calls[0], self._data
         )
 
         image, label, _ = next(batches_lib.eval_batches(data, batch_size, batch_size))
