@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,21 +130,7 @@ def _loop(
     state = parallel.replicate(state, mesh)
     feed, resident = _feed(config, data, mesh)
     full = int(min(config.steps_per_call or parallel.steps_per_call(mesh), log.shortest()))
-    programs: dict[tuple[int, steps.Detail], jax.stages.Compiled] = {}
-
-    def call(state, number: int, count: int):
-        travels = feed.get(number, count)
-        log.fed(feed.take_wait(), feed.fill)
-        kind = count, log.detail(number)
-        if kind not in programs:
-            with log.paused():
-                log.line(
-                    f"Compiling the training step {_TELLS[kind[1]]} for {mesh.size} device(s): "
-                    "about 10 s, or 1 s where it is in the cache."
-                )
-                programs[kind] = compile_step(step, kind[1], mesh, state, travels, resident)
-        return programs[kind](state, travels, resident)
-
+    call = _Call(step, mesh, feed, resident, log)
     with (
         contextlib.closing(feed),
         log,
@@ -172,15 +159,45 @@ def _loop(
     return state
 
 
+class _Call:
+    """Runs some steps as one program, which is compiled when it is first asked for."""
+
+    def __init__(self, step: Callable, mesh: Mesh, feed: feeds.Feed, resident: tuple, log: Log):
+        self._step, self._mesh, self._feed, self._log = step, mesh, feed, log
+        self._resident = resident
+        self._programs: dict[tuple[int, steps.Detail], jax.stages.Compiled] = {}
+
+    def __call__(self, state: steps.TrainState, number: int, count: int) -> Any:
+        """`count` steps from `number` on: the program's results."""
+        log, detail = self._log, self._log.detail(number)
+        travels = self._feed.get(number, count)
+        log.fed(self._feed.take_wait(), self._feed.fill)
+        if (count, detail) not in self._programs:
+            log.line(
+                f"Compiling the training step {_TELLS[detail]} for {self._mesh.size} device(s): "
+                "about 10 s, or 1 s where it is in the cache."
+            )
+            with log.paused():
+                self._programs[count, detail] = compile_step(
+                    self._step, detail, self._mesh, state, travels, self._resident
+                )
+        return self._programs[count, detail](state, travels, self._resident)
+
+
 def compile_step(
-    step: Callable, detail: steps.Detail, mesh: Mesh, *example: object
+    step: Callable,
+    detail: steps.Detail,
+    mesh: Mesh,
+    state: steps.TrainState,
+    travels: tuple,
+    resident: tuple,
 ) -> jax.stages.Compiled:
     """Several steps in one program, with the gathers from what is resident; the state's memory is
     reused.
 
-    It takes (state, what travels, what is resident) as `example` has them: (indices,) for resident
-    (images, labels), or else (images, labels), each [steps, global batch, …]. It gives the new
-    state, the metrics of every step, [steps] each, and what the first step tells.
+    The program takes (state, travels, resident) as they are here: (indices,) for the resident
+    (images, labels), or else (images, labels) themselves, each [steps, global batch, …]. It gives
+    the new state, the metrics of every step, [steps] each, and what the first step tells.
     """
 
     def run(state, travels, resident):
@@ -197,7 +214,7 @@ def compile_step(
         return state, metrics, told
 
     wrapped = parallel.data_parallel(run, mesh, sharded={1: 1}, donate=True)
-    return wrapped.lower(*example).compile()
+    return wrapped.lower(state, travels, resident).compile()
 
 
 class Interrupted(UserError):
