@@ -17,7 +17,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 from rich.console import Console
 
@@ -31,20 +30,12 @@ CHECK_BATCH = 128
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = report.parser("compare", __doc__)
     parser.add_argument("--rounds", type=positive, default=15, help="blocks of each contender")
     parser.add_argument("--batch", type=positive, action="append", help="128 and 512 by default")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--no-whole-program", action="store_true", help="leave main.py out")
     parser.add_argument("--program-steps", type=positive, default=1_000, help="of main.py")
-    args = parser.parse_args(argv)
-    if args.json and not args.json.parent.is_dir():  # said now, and not after ten minutes
-        parser.error(f"--json: there is no folder {args.json.parent}")
-    return args
+    return parser.parse_args(argv)
 
 
 def positive(text: str) -> int:

@@ -13,7 +13,6 @@ clock; a speed is the median of five blocks of a second. "highest" is float32 th
 "tensorfloat32" lets matrix units round the factors to ten bits, which is JAX's default there.
 """
 
-import argparse
 import datetime
 import json
 import re
@@ -194,16 +193,9 @@ def measure(data: Path | None, gpu: dict[str, Any], say: Callable[[str], object]
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = report.parser("gpu", __doc__)
     parser.add_argument("--data", type=Path, help="where CIFAR-10 lies (config.data.dir)")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
     args = parser.parse_args(argv)
-    if args.json and not args.json.parent.is_dir():  # said now, and not after ten minutes
-        parser.error(f"--json: there is no folder {args.json.parent}")
     console = Console()
 
     def say(text: str) -> None:

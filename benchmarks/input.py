@@ -9,7 +9,6 @@ that the disk is not measured). A call takes 1 batch, as training on a CPU does,
 The feeds take turns in blocks of half a second, and a figure is the median over the blocks.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -26,6 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import report
 from benchmarks.worker import Clock
 from cifar_jax import runtime
 
@@ -116,15 +116,7 @@ def table(found: dict[str, Block]) -> Table:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.input",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    args = parser.parse_args(argv)
-    if args.json and not args.json.parent.is_dir():
-        parser.error(f"--json: there is no folder {args.json.parent}")
+    args = report.parser("input", __doc__).parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), BLOCKS, BLOCK_SECONDS)
     console = Console()

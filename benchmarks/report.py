@@ -6,6 +6,7 @@ both, which a ratio of two medians would not know. Rounds in which other process
 the two are left out, unless fewer than `ENOUGH` would remain.
 """
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -133,6 +134,25 @@ def as_json(speeds: Speeds, program: WholeProgram | None) -> dict[str, Any]:
         }
         result["ratios"]["whole_program"] = program.ratio
     return result
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Of `python -m benchmarks.<name>`, with its --json FILE."""
+    result = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--json", type=_new_file, help="where to write the figures")
+    return result
+
+
+def _new_file(text: str) -> Path:
+    """Refuses a folder that is not there now, and not after ten minutes."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
 
 
 def machine() -> dict[str, Any]:

@@ -38,11 +38,8 @@ def test_first_loss_is_the_tutorials(default):
     assert float(l2) == pytest.approx(2.376, abs=0.01)
 
 
-def test_train_step_is_its_parts(config, started, batch):
-    """Distortion, loss, gradient and update done one after the other outside of the step."""
-    state, step = started
-    new, metrics, told = step(state, batch)
-    assert told == {}
+def worked_out_apart(config, batch):
+    """The images of step 0 as distorted outside of it, and their loss by the parameters."""
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(jax.random.key(0), 0)))(
         jnp.arange(16)
     )
@@ -54,6 +51,15 @@ def test_train_step_is_its_parts(config, started, batch):
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return losses.mean() + optim.l2_penalty(params, config.optim)
 
+    return images, total_loss
+
+
+def test_train_step_is_its_parts(config, started, batch):
+    """Distortion, loss, gradient and update done one after the other outside of the step."""
+    state, step = started
+    new, metrics, told = step(state, batch)
+    assert told == {}
+    _, total_loss = worked_out_apart(config, batch)
     loss, gradient = jax.value_and_grad(total_loss)(state.params)
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["cross_entropy"] + metrics["l2"]) == pytest.approx(float(loss), rel=1e-5)
@@ -102,17 +108,8 @@ def test_what_a_step_tells(config, compiled_step, batch):
     """The same update; norms, sparsity, gradients and layers as worked out apart."""
     state, step = compiled_step(config, detail=steps.Detail.TENSORS)
     new, metrics, told = step(state, batch)
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(jax.random.key(0), 0)))(
-        jnp.arange(16)
-    )
-    images = augment.distort(keys, batch["image"], config.augment)
+    images, total_loss = worked_out_apart(config, batch)
     model = steps.make_model(config, 10)
-
-    def total_loss(params):
-        logits = model.apply({"params": params}, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean() + optim.l2_penalty(params, config.optim)
-
     gradients = jax.grad(total_loss)(state.params)
     _, layers = steps.predict(model, state.params, images, return_layers=True)
     close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
