@@ -123,11 +123,15 @@ class ProgramStep:
         schedule = optim.make_schedule(config.optim, len(data) / batch_size, _NUM_STEPS)
         model = steps.make_model(config, len(data.class_names))
         optimizer = steps.make_optimizer(config, schedule)
-        train = partial(
-            steps.train_step, config=config, model=model, optimizer=optimizer, schedule=schedule
-        )
-
         mesh = parallel.make_mesh(config.num_devices)
+        train = partial(
+            steps.train_step,
+            config=config,
+            model=model,
+            optimizer=optimizer,
+            schedule=schedule,
+            mesh=mesh,
+        )
         self._first = lambda: parallel.replicate(steps.init_state(config, model, optimizer), mesh)
         self._data = parallel.replicate((data.images, data.labels), mesh)
         count = config.steps_per_call or parallel.steps_per_call(mesh)
@@ -136,6 +140,7 @@ class ProgramStep:
             (batches_lib.train_indices(config.seed, first, count, batch_size, len(data)),)
             for first in range(0, max(1, len(data) // batch_size), count)
         ]
+        self._no_wish = parallel.wish(0, mesh)
         self.reset()
         self._train = compile_step(
             train, steps.Detail.NONE, mesh, self._state, self._calls[0], self._data
@@ -154,7 +159,7 @@ class ProgramStep:
         """At least `steps` steps: whole calls."""
         for number in range(-(-steps // self.steps_per_call)):
             travels = self._calls[number % len(self._calls)]
-            self._state, *_ = self._train(self._state, travels, self._data)
+            self._state, *_ = self._train(self._state, travels, self._data, self._no_wish)
         jax.block_until_ready(self._state)
 
     def evaluate(self, steps: int) -> None:

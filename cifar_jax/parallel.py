@@ -1,10 +1,12 @@
-"""Replicas: one mesh axis over all devices, and the step that runs on each of them."""
+"""Replicas: one mesh axis over the devices of all processes, and what runs on each of them."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "replica"
@@ -17,16 +19,14 @@ def num_devices(wanted: int) -> int:
 
 
 def make_mesh(wanted: int) -> Mesh:
-    """A mesh of one axis over the first `num_devices(wanted)` devices."""
-    count = num_devices(wanted)
-    return jax.make_mesh(
-        (count,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
-    )
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a copy of every array of `tree` on each device."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    """A mesh of one axis over `num_devices(wanted)` devices, as many of each process."""
+    share = num_devices(wanted) // jax.process_count()
+    devices = [
+        device
+        for process in range(jax.process_count())
+        for device in jax.local_devices(process_index=process)[:share]
+    ]
+    return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def steps_per_call(mesh: Mesh) -> int:
@@ -38,29 +38,89 @@ def steps_per_call(mesh: Mesh) -> int:
     return 1 if mesh.devices.flat[0].platform == "cpu" else 100
 
 
+# -- where arrays lie --
+
+
+def put(array: Any, sharding: Sharding) -> jax.Array:
+    """Puts an array, of which every process has the whole, on the devices of `sharding`."""
+    if sharding.is_fully_addressable:  # by one process, and so the quicker way
+        return jax.device_put(array, sharding)
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts a copy of every array of `tree` on each device."""
+    return jax.tree.map(lambda array: put(array, NamedSharding(mesh, P())), tree)
+
+
+def split(tree: Any, mesh: Mesh) -> Any:
+    """A sharding for each array of `tree`: its longest axis that the devices divide is split over
+    them; an array without such an axis is whole on each."""
+
+    def sharding(array: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(array.shape) if size and size % mesh.size == 0]
+        if not axes:
+            return NamedSharding(mesh, P())
+        longest = max(axes, key=lambda axis: array.shape[axis])
+        return NamedSharding(mesh, P(*[None] * longest, AXIS))
+
+    return jax.tree.map(sharding, tree)
+
+
+# -- what runs on them --
+
+
+def on_replicas(
+    function: Callable, mesh: Mesh, *, sharded: dict[int, int], per_image: bool = False
+) -> Callable:
+    """`function` on every replica at once, to be called within a compiled function.
+
+    `sharded` has the positions of the arguments to split and the axis to split each along; the
+    others are the same on every replica. So are the results, as the function itself averages over
+    `AXIS`; or, with `per_image`, they are put together along their first axis.
+    """
+
+    def spec(position: int) -> P:
+        return P(*[None] * sharded[position], AXIS) if position in sharded else P()
+
+    def mapped(*args):
+        specs = tuple(map(spec, range(len(args))))
+        results = P(AXIS) if per_image else P()
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=results)(*args)
+
+    return mapped
+
+
 def data_parallel(
-    step: Callable,
+    function: Callable,
     mesh: Mesh,
     *,
     sharded: dict[int, int],
     donate: bool = False,
     per_image: bool = False,
 ) -> jax.stages.Wrapped:
-    """Compiles `step` to run on every replica at once.
+    """Compiles `on_replicas`; every process gets the whole of the results.
 
-    `sharded` has the positions of the arguments to split and the axis to split each along; the
-    others are the same on every replica. So are the results, as the step itself averages over
-    `AXIS`; or, with `per_image`, they are put together along their first axis. With `donate`, the
-    memory of the first argument is reused for the result.
+    With `donate`, the memory of the first argument is reused for the result.
     """
+    mapped = on_replicas(function, mesh, sharded=sharded, per_image=per_image)
+    whole = NamedSharding(mesh, P())
+    return jax.jit(mapped, out_shardings=whole, donate_argnums=(0,) if donate else ())
 
-    def spec(position: int) -> P:
-        return P(*[None] * sharded[position], AXIS) if position in sharded else P()
 
-    def compiled(*args):
-        specs = tuple(map(spec, range(len(args))))
-        results = P(AXIS) if per_image else P()
-        mapped = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=results)
-        return mapped(*args)
+# -- what the processes tell each other, in step --
 
-    return jax.jit(compiled, donate_argnums=(0,) if donate else ())
+
+def wish(value: int, mesh: Mesh) -> jax.Array:
+    """int32 [devices]: for each device the `value` of its process."""
+    local = np.full(len(mesh.local_devices), value, np.int32)
+    sharding = NamedSharding(mesh, P(AXIS))
+    return jax.make_array_from_process_local_data(sharding, local, (mesh.size,))
+
+
+def gather(value: Any) -> np.ndarray:
+    """The `value` of every process, numbers of one shape: [processes, …]. All must call this."""
+    if jax.process_count() == 1:
+        return np.asarray(value)[None]
+    return np.asarray(multihost_utils.process_allgather(np.asarray(value)))

@@ -1,6 +1,7 @@
-"""What happens to one batch: pure functions of (state, batch), run on every replica.
+"""What happens to one batch: pure functions of (state, batch), bound to their configuration once.
 
-They are bound to their configuration once, outside, and compiled by `parallel.data_parallel`.
+Every replica works out the gradient of its part of the batch; the update is one computation on the
+average, wherever its arrays lie.
 """
 
 import enum
@@ -15,12 +16,14 @@ import optax
 from flax import linen as nn
 from flax import struct
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cifar_jax import augment, models, optim
+from cifar_jax import augment, models, optim, parallel
 from cifar_jax.parallel import AXIS
 
-Batch = dict[str, jax.Array]  # "image" uint8 [B, H, W, C], "label" int32 [B], B of this replica
+Batch = dict[str, jax.Array]  # "image" uint8 [B, H, W, C], "label" int32 [B]
 Metrics = dict[str, jax.Array]
 SHOWN = 16  # images of a batch that pictures and histograms show
 TOP = 3  # classes that a prediction names
@@ -54,6 +57,15 @@ def init_state(
     images = jnp.zeros((1, crop, crop, 3))
     params = model.init(jax.random.key(config.seed), images)["params"]
     return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def shardings(state: TrainState, mesh: Mesh, split_optimizer: bool) -> TrainState:
+    """Where each array of the state lies: on every device; or, of the optimiser's state and so of
+    the averages, a part on each (Rajbhandari et al., ZeRO, 2020: its first stage)."""
+    whole = jax.tree.map(lambda _: NamedSharding(mesh, P()), state)
+    if not split_optimizer:
+        return whole
+    return whole.replace(opt_state=parallel.split(state.opt_state, mesh))
 
 
 def predict(model: nn.Module, params: Any, images: jax.Array, **options: bool) -> Any:
@@ -91,24 +103,21 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    mesh: Mesh,
     detail: Detail = Detail.NONE,
 ) -> tuple[TrainState, Metrics, dict[str, Any]]:
-    """One update; its metrics, of the batch and the parameters before it; and what it tells.
+    """One update by a global batch; its metrics, of the batch and the parameters before it; and
+    what it tells.
 
     The update is the same at any `detail`. What it tells is {} for NONE; "scalars" by name for
     SCALARS; for TENSORS also "gradients" and "params" as the parameters are, and of `SHOWN` images
     of the batch the "images" as the network saw them, their "labels", and "layers" by name.
     """
-    keys = image_keys(config.seed, state.step, len(batch["label"]))
-    scale = optim.loss_scale(state.opt_state)
-    # The gradient with respect to parameters that are one value for all replicas would arrive
-    # summed over them. As a value of each replica it arrives local, for pmean to average.
-    params = lax.pcast(state.params, AXIS, to="varying")
-    options = {"config": config, "model": model, "scale": scale, "detail": detail}
-    means, shown = over_parts(
-        partial(differentiate, params, **options), {**batch, "key": keys}, config.accumulate
+    average = partial(average_gradients, config=config, model=model, detail=detail)
+    scale = jnp.asarray(optim.loss_scale(state.opt_state))
+    gradients, metrics, shown = parallel.on_replicas(average, mesh, sharded={3: 0})(
+        state.params, state.step, scale, batch
     )
-    gradients, metrics = lax.pmean(means, AXIS)
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     l2 = optim.l2_penalty(state.params, config.optim)
@@ -123,10 +132,40 @@ def train_step(
         gradients = jax.tree.map(lambda g, d: g / scale + d, gradients, decay)  # of the loss
         told["scalars"] = norms(gradients, state.params, updates)
     if detail >= Detail.TENSORS:
-        told["scalars"] |= {f"sparsity/{name}": zeros(x) for name, x in shown["layers"].items()}
-        told |= {"gradients": gradients, "params": state.params, **of_first_replica(shown)}
+        told["scalars"] |= shown.pop("scalars")
+        told |= {"gradients": gradients, "params": state.params, **shown}
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), metrics, told
+
+
+def average_gradients(
+    params: Any,
+    step: jax.Array,
+    scale: jax.Array,
+    batch: Batch,
+    *,
+    config: ConfigDict,
+    model: nn.Module,
+    detail: Detail,
+) -> tuple[Any, Metrics, dict[str, Any]]:
+    """The gradient of scale · loss and the metrics, averaged over all replicas; and, for TENSORS,
+    what can be shown of the first one's part, with the sparsity of all as "scalars".
+
+    Run on each replica, with its part of the batch.
+    """
+    keys = image_keys(config.seed, step, len(batch["label"]))
+    # The gradient with respect to parameters that are one value for all replicas would arrive
+    # summed over them. As a value of each replica it arrives local, for pmean to average.
+    params = lax.pcast(params, AXIS, to="varying")
+    options = {"config": config, "model": model, "scale": scale, "detail": detail}
+    means, shown = over_parts(
+        partial(differentiate, params, **options), {**batch, "key": keys}, config.accumulate
+    )
+    gradients, metrics = lax.pmean(means, AXIS)
+    if detail < Detail.TENSORS:
+        return gradients, metrics, {}
+    sparsity = {f"sparsity/{name}": zeros(x) for name, x in shown["layers"].items()}
+    return gradients, metrics, {"scalars": sparsity, **of_first_replica(shown)}
 
 
 def differentiate(

@@ -30,6 +30,8 @@ _TELLS = {
     steps.Detail.TENSORS: "with norms, pictures and histograms",
 }
 
+_SAVE = 1  # as a wish; a greater one is the number of a signal
+
 Images = sources.Split | shards.Shards
 AfterCheckpoint = Callable[[int], float | None]
 
@@ -55,8 +57,14 @@ def train(
     model = steps.make_model(config, len(data.class_names))
     optimizer = steps.make_optimizer(config, schedule)
     state = steps.init_state(config, model, optimizer)
+    mesh = parallel.make_mesh(config.num_devices)
     step = partial(
-        steps.train_step, config=config, model=model, optimizer=optimizer, schedule=schedule
+        steps.train_step,
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        mesh=mesh,
     )
 
     folder = workdir / "checkpoints"
@@ -80,7 +88,12 @@ def train(
         ) as log:
             crop = (config.augment.crop_size, config.augment.crop_size, data.shape[-1])
             log.describe(state.params, overview.layers(model, crop), data.class_names)
-            state = _loop(config, data, state, step, num_steps, log, saver)
+            if mesh.size < config.num_devices:
+                log.line(f"{config.num_devices} devices were asked for; there are {mesh.size}.")
+            state = jax.tree.map(
+                parallel.put, state, steps.shardings(state, mesh, config.shard_optimizer)
+            )
+            state = _loop(config, data, state, step, mesh, num_steps, log, saver)
         saver.wait()
         checkpoint.mark_finished(folder, int(state.step))
     return state
@@ -97,20 +110,20 @@ def _feed(config: ConfigDict, data: Images, mesh: Mesh) -> tuple[feeds.Feed, tup
     """What travels for each step, and what lies on the devices before."""
     place = feeds.choose(
         config.data.placement,
-        len(data) * math.prod(data.shape),
-        feeds.free_bytes(list(mesh.devices.flat)),
+        math.ceil(len(data) * math.prod(data.shape) / 2**20),
+        int(parallel.gather(feeds.free_mib(mesh.local_devices)).min()),
         otherwise="stream" if config.data.shards else "host",
     )
     options = len(data), config.batch_size, config.seed
+    sharding = NamedSharding(mesh, P(None, parallel.AXIS))
     if place == "stream":
         assert isinstance(data, shards.Shards)  # the config was refused without
         read: feeds.Read = data.read
     else:
         images, labels, _ = data.load()
         if place == "device":
-            return feeds.DeviceFeed(*options), parallel.replicate((images, labels), mesh)
+            return feeds.DeviceFeed(*options, sharding), parallel.replicate((images, labels), mesh)
         read = feeds.gather(images, labels)
-    sharding = NamedSharding(mesh, P(None, parallel.AXIS))
     depth, threads = config.data.prefetch, config.data.num_threads
     return feeds.HostFeed(read, *options, sharding, depth, threads), ()
 
@@ -120,14 +133,11 @@ def _loop(
     data: Images,
     state: steps.TrainState,
     step: Callable,
+    mesh: Mesh,
     num_steps: int,
     log: Log,
     saver: "_Saver",
 ) -> steps.TrainState:
-    mesh = parallel.make_mesh(config.num_devices)
-    if mesh.size < config.num_devices:
-        log.line(f"{config.num_devices} devices were asked for; there are {mesh.size}.")
-    state = parallel.replicate(state, mesh)
     feed, resident = _feed(config, data, mesh)
     full = int(min(config.steps_per_call or parallel.steps_per_call(mesh), log.shortest()))
     call = _Call(step, mesh, feed, resident, log)
@@ -144,33 +154,39 @@ def _loop(
             room = min(num_steps, saver.next_due(number), log.next_told(number)) - number
             count = full if full <= room else 1
             profile.before(number)
-            state, metrics, told = call(state, number, count)
+            state, metrics, told = call(state, number, count, stop.signal or saver.overdue())
             log.note(number, metrics, told)
             number += count
             profile.after(number, state)
-            last, stopped = number == num_steps, stop.signal
-            if last or stopped or saver.due(number):
+            last, wish = number == num_steps, call.wish()
+            if last or wish or saver.due(number):
                 log.flush()
                 with log.paused():
                     log.saved(number, saver.save(number, state))
-            if stopped and not last:
+                call.forget_wish()
+            if wish > _SAVE and not last:
                 saver.wait()
-                raise Interrupted(stopped, number, saver.folder)
+                raise Interrupted(wish, number, saver.folder)
     return state
 
 
 class _Call:
-    """Runs some steps as one program, which is compiled when it is first asked for."""
+    """Runs some steps as one program, which is compiled when it is first asked for.
+
+    With it travels what each process wishes to do, so that all of them come to know the same
+    wishes at the same step, without a word beside the steps.
+    """
 
     def __init__(self, step: Callable, mesh: Mesh, feed: feeds.Feed, resident: tuple, log: Log):
         self._step, self._mesh, self._feed, self._log = step, mesh, feed, log
         self._resident = resident
         self._programs: dict[tuple[int, steps.Detail], jax.stages.Compiled] = {}
+        self._wishes: tuple[jax.Array | None, jax.Array | None] = None, None
 
-    def __call__(self, state: steps.TrainState, number: int, count: int) -> Any:
-        """`count` steps from `number` on: the program's results."""
+    def __call__(self, state: steps.TrainState, number: int, count: int, wish: int) -> Any:
+        """`count` steps from `number` on: the new state, the metrics, what the first step tells."""
         log, detail = self._log, self._log.detail(number)
-        travels = self._feed.get(number, count)
+        travels, wishes = self._feed.get(number, count), parallel.wish(wish, self._mesh)
         log.fed(self._feed.take_wait(), self._feed.fill)
         if (count, detail) not in self._programs:
             log.line(
@@ -181,7 +197,17 @@ class _Call:
                 self._programs[count, detail] = compile_step(
                     self._step, detail, self._mesh, state, travels, self._resident
                 )
-        return self._programs[count, detail](state, travels, self._resident)
+        *results, greatest = self._programs[count, detail](state, travels, self._resident, wishes)
+        self._wishes = self._wishes[1], greatest
+        return results
+
+    def wish(self) -> int:
+        """The greatest wish that came with the call before the last, which has ended by now."""
+        return 0 if self._wishes[0] is None else int(self._wishes[0])
+
+    def forget_wish(self) -> None:
+        """What was wished so far is done."""
+        self._wishes = None, None
 
 
 def compile_step(
@@ -195,26 +221,34 @@ def compile_step(
     """Several steps in one program, with the gathers from what is resident; the state's memory is
     reused.
 
-    The program takes (state, travels, resident) as they are here: (indices,) for the resident
-    (images, labels), or else (images, labels) themselves, each [steps, global batch, …]. It gives
-    the new state, the metrics of every step, [steps] each, and what the first step tells.
+    The program takes (state, travels, resident, wishes), the first three as they are here:
+    (indices,) for the resident (images, labels), or else (images, labels) themselves, each
+    [steps, global batch, …]; and `parallel.wish`. It gives the new state, the metrics of every
+    step, [steps] each, what the first step tells, and the greatest wish.
     """
+    lies = jax.tree.map(lambda array: array.sharding, state)
+    take = parallel.on_replicas(_take, mesh, sharded={1: 0}, per_image=True)
 
-    def run(state, travels, resident):
+    def run(state, travels, resident, wishes):
         def one(state, travels, detail=steps.Detail.NONE):
-            image, label = (array[travels[0]] for array in resident) if resident else travels
+            image, label = take(resident, travels[0]) if resident else travels
             state, metrics, told = step(state, {"image": image, "label": label}, detail=detail)
-            return state, (metrics, told)
+            return lax.with_sharding_constraint(state, lies), (metrics, told)
 
         state, (first, told) = one(state, [array[0] for array in travels], detail)
         metrics = jax.tree.map(lambda value: value[None], first)
         if len(travels[0]) > 1:  # else without a loop, which would hinder XLA on CPUs
             state, (rest, _) = lax.scan(one, state, [array[1:] for array in travels])
             metrics = jax.tree.map(lambda *values: jnp.concatenate(values), metrics, rest)
-        return state, metrics, told
+        return state, metrics, told, wishes.max()
 
-    wrapped = parallel.data_parallel(run, mesh, sharded={1: 1}, donate=True)
-    return wrapped.lower(state, travels, resident).compile()
+    whole = NamedSharding(mesh, P())
+    wrapped = jax.jit(run, donate_argnums=0, out_shardings=(lies, whole, whole, whole))
+    return wrapped.lower(state, travels, resident, parallel.wish(0, mesh)).compile()
+
+
+def _take(arrays: tuple, indices: jax.Array) -> tuple:
+    return tuple(array[indices] for array in arrays)
 
 
 class Interrupted(UserError):
@@ -243,10 +277,13 @@ class _Saver:
         self._all_finite = jax.jit(optim.all_finite)
 
     def due(self, step: int) -> bool:
-        every, minutes = self._checkpoint.every_steps, self._checkpoint.every_minutes
-        by_steps = every and step % every == 0
-        by_time = minutes and time.monotonic() - self._time >= 60 * minutes
-        return bool(by_steps or by_time)
+        every = self._checkpoint.every_steps
+        return bool(every and step % every == 0)
+
+    def overdue(self) -> int:
+        """_SAVE where it is time for a checkpoint by the clock, else 0."""
+        minutes = self._checkpoint.every_minutes
+        return _SAVE if minutes and time.monotonic() - self._time >= 60 * minutes else 0
 
     def next_due(self, step: int) -> float:
         """The next step after `step` to be saved by its number; infinite where none will be."""

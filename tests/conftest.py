@@ -11,7 +11,9 @@ from cifar_jax import runtime
 
 runtime.start()
 
-from cifar_jax import config as config_lib  # noqa: E402  (JAX starts here, after the runtime)
+import jax  # noqa: E402  (after the runtime)
+
+from cifar_jax import config as config_lib  # noqa: E402
 from cifar_jax import optim, parallel, steps  # noqa: E402
 from cifar_jax.data import native  # noqa: E402
 
@@ -28,8 +30,6 @@ def random_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """One compilation for all tests and the processes they start."""
-    import jax
-
     folder = str(tmp_path_factory.mktemp("compiled"))
     settings = {
         "jax_compilation_cache_dir": folder,
@@ -89,9 +89,9 @@ def compiled_step():
             optimizer=optimizer,
             schedule=schedule,
             detail=detail,
+            mesh=(mesh := parallel.make_mesh(devices)),
         )
-        mesh = parallel.make_mesh(devices)
         state = parallel.replicate(steps.init_state(config, model, optimizer), mesh)
-        return state, parallel.data_parallel(step, mesh, sharded={1: 0})
+        return state, jax.jit(step)
 
     return build

@@ -24,7 +24,7 @@ ALLOWED = {  # beside `errors`, which all may raise
     "summaries": {"records"},
     "ops": set(),
     "models": {"ops"},
-    "data": set(),
+    "data": {"parallel"},
     "config": {"augment", "models", "optim", "parallel", "data"},
     "steps": {"augment", "models", "optim", "parallel"},
     "log": {"config", "display", "overview", "pictures", "records", "steps", "summaries"},

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from cifar_jax import parallel
 from cifar_jax.data import batches
 
 PLACEMENTS = ("auto", "device", "host", "stream")
@@ -47,20 +48,23 @@ class Feed(Protocol):
         """Ends what runs beside the steps."""
 
 
-def choose(placement: str, bytes_needed: int, free_bytes: int, otherwise: str = "host") -> str:
-    """Settles 'auto': 'device' where the images fit with half as much again, else `otherwise`."""
+def choose(placement: str, needed: float, free: float, otherwise: str = "host") -> str:
+    """Settles 'auto': 'device' where the images fit with half as much again, else `otherwise`.
+
+    `needed` and `free` are of one unit.
+    """
     if placement != "auto":
         return placement
-    return "device" if _ROOM * bytes_needed <= free_bytes else otherwise
+    return "device" if _ROOM * needed <= free else otherwise
 
 
-def free_bytes(devices: Sequence[jax.Device]) -> int:
-    """What each of the devices has free, at least; CPU devices share what the host has."""
+def free_mib(devices: Sequence[jax.Device]) -> int:
+    """MiB that each of the devices has free, at least; CPU devices share what the host has."""
     stats = [device.memory_stats() for device in devices if device.platform != "cpu"]
     known = [each["bytes_limit"] - each["bytes_in_use"] for each in stats if each]
     if known:
-        return min(known)
-    return _free_on_host() // len(devices)
+        return min(known) // 2**20
+    return _free_on_host() // len(devices) // 2**20
 
 
 def _free_on_host() -> int:
@@ -82,15 +86,15 @@ class DeviceFeed:
 
     fill = 1.0
 
-    def __init__(self, num_images: int, batch_size: int, seed: int):
+    def __init__(self, num_images: int, batch_size: int, seed: int, sharding: NamedSharding):
         self._num_images, self._batch_size, self._seed = num_images, batch_size, seed
-        self._waited = 0.0
+        self._sharding, self._waited = sharding, 0.0
 
-    def get(self, step: int, count: int) -> tuple[np.ndarray]:
+    def get(self, step: int, count: int) -> tuple[jax.Array]:
         start = time.monotonic()
         index = batches.train_indices(self._seed, step, count, self._batch_size, self._num_images)
         self._waited += time.monotonic() - start
-        return (index,)
+        return (parallel.put(index, self._sharding),)
 
     def take_wait(self) -> float:
         waited, self._waited = self._waited, 0.0

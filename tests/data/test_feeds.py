@@ -71,7 +71,9 @@ def until(condition):
 @pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("name", ["array", "memmap", "stream"])
 def test_all_placements_give_the_same_batches(data, reads, feed, name, calls):
-    resident, host = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED), feed(reads[name])
+    sharding = NamedSharding(parallel.make_mesh(1), P(None, parallel.AXIS))
+    resident = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED, sharding)
+    host = feed(reads[name])
     for step, count in calls:
         (index,) = resident.get(step, count)
         expected = batches.train_indices(SEED, step, count, BATCH, NUM_IMAGES)
@@ -198,7 +200,8 @@ def test_waiting_is_counted_once(data, feed):
     made.get(0, 1)
     assert made.take_wait() >= 0.04
     assert made.take_wait() == 0
-    resident = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED)
+    sharding = NamedSharding(parallel.make_mesh(1), P(None, parallel.AXIS))
+    resident = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED, sharding)
     resident.get(0, 1)
     assert resident.take_wait() > 0 == resident.take_wait()
 
@@ -289,6 +292,9 @@ def test_auto_keeps_images_on_the_device_where_they_fit(needed, free, expected):
         assert feeds.choose(placement, needed, free) == placement
 
 
+MIB = 2**20
+
+
 class FakeDevice:
     def __init__(self, platform, limit=0, used=0):
         self.platform, self._stats = platform, {"bytes_limit": limit, "bytes_in_use": used}
@@ -298,8 +304,8 @@ class FakeDevice:
 
 
 def test_free_memory_is_that_of_the_fullest_device_or_a_share_of_the_host(monkeypatch):
-    gpus = [FakeDevice("gpu", 100, 30), FakeDevice("gpu", 100, 60)]
-    assert feeds.free_bytes(gpus) == 40
-    assert feeds.free_bytes(jax.devices("cpu")) > 0
-    monkeypatch.setattr(feeds, "_free_on_host", lambda: 1000)
-    assert feeds.free_bytes([FakeDevice("cpu")] * 4) == 250
+    gpus = [FakeDevice("gpu", 100 * MIB, 30 * MIB), FakeDevice("gpu", 100 * MIB, 60 * MIB)]
+    assert feeds.free_mib(gpus) == 40
+    assert feeds.free_mib(jax.devices("cpu")) > 0
+    monkeypatch.setattr(feeds, "_free_on_host", lambda: 1000 * MIB)
+    assert feeds.free_mib([FakeDevice("cpu")] * 4) == 250

@@ -24,17 +24,22 @@ def losses(config, data):
     schedule = optim.make_schedule(config.optim, len(data) / config.batch_size, STEPS)
     model = steps.make_model(config, len(data.class_names))
     optimizer = steps.make_optimizer(config, schedule)
+    mesh, no_wish = parallel.make_mesh(1), parallel.wish(0, parallel.make_mesh(1))
     step = partial(
-        steps.train_step, config=config, model=model, optimizer=optimizer, schedule=schedule
+        steps.train_step,
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        mesh=mesh,
     )
-    mesh = parallel.make_mesh(1)
     state = parallel.replicate(steps.init_state(config, model, optimizer), mesh)
     images, labels = parallel.replicate((data.images, data.labels), mesh)
     indices = batches.train_indices(0, 0, STEPS, config.batch_size, len(data))
     compiled = compile_step(step, steps.Detail.NONE, mesh, state, (indices[:1],), (images, labels))
     found = []
     for index in indices:
-        state, metrics, _ = compiled(state, (index[None],), (images, labels))
+        state, metrics, *_ = compiled(state, (index[None],), (images, labels), no_wish)
         found.append(metrics["cross_entropy"][0])
     return np.asarray(jax.device_get(found))
 
