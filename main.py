@@ -19,12 +19,16 @@ flags.DEFINE_bool("ema", True, "eval: the averaged parameters; --noema for the r
 flags.DEFINE_enum("split", "test", ("train", "test"), "eval: which images.")
 flags.DEFINE_integer("num_examples", 0, "eval: how many images; 0 for all.", lower_bound=0)
 flags.DEFINE_bool("debug", False, "Show tracebacks, and what was set before JAX started.")
+flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
+flags.DEFINE_integer("num_processes", -1, "How many there are; -1: as the cluster says.")
+flags.DEFINE_integer("process_id", -1, "Which one this is, from 0; -1: as the cluster says.")
 FLAGS = flags.FLAGS
 
 
 def run(argv: list[str]) -> None:
     """Parses the flags, settles the config and dispatches by --mode."""
     with runtime.interruptible():
+        from cifar_jax import cluster
         from cifar_jax import config as config_lib
         from cifar_jax.evaluate import Evaluator, evaluate
         from cifar_jax.train import train
@@ -44,13 +48,16 @@ def run(argv: list[str]) -> None:
         config = config_lib.load_for_eval(workdir, default, overrides, wait=not FLAGS.once)
         evaluate(config, workdir, once=FLAGS.once, **options)
     else:
-        config_lib.settle(config)
-        config_lib.validate(config)
-        if FLAGS.mode == "train":
-            train(config, workdir)
-            return
-        with contextlib.closing(Evaluator(config, workdir, **options)) as evaluator:
-            train(config, workdir, after_checkpoint=evaluator.evaluate)
+        place = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(cluster.joined(config, *place))
+            config_lib.settle(config)
+            config_lib.validate(config)
+            after = None
+            if FLAGS.mode == "train_and_eval":
+                evaluator = Evaluator(config, workdir, **options)
+                after = stack.enter_context(contextlib.closing(evaluator)).evaluate
+            train(config, workdir, after)
 
 
 def main() -> int:

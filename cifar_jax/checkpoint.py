@@ -19,12 +19,15 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import multihost
 
 from cifar_jax.errors import UserError
 
 _MANIFEST = "manifest.json"
 _FINISHED = "finished"
 _LOCK = "writer.lock"  # holds the number of the process
+_SEAL_MS = 600_000  # for all processes to have written their part
+_SHARED_SECONDS = 10.0  # until a shared file system shows what another machine wrote
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax has not written to the end
 
 
@@ -33,24 +36,32 @@ class Writer:
 
     `after` is the step the run goes on from, None: from the start. What stands beyond it is of no
     use, or `after` would be later, and is removed.
+    All processes of a run take part, in one folder that all of them see; the first one seals.
     Raises UserError where `folder` cannot be written or another process is writing it.
     """
 
     def __init__(self, folder: Path, after: int | None, keep: int, keep_every: int = 0):
         self._folder, self._keep, self._keep_every = folder, keep, keep_every
+        self._lock: TextIO | None = None  # of the first process
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder)
-            for remains in folder.glob(f"*{_UNFINISHED}*"):  # of a process that was killed
-                shutil.rmtree(remains)
-            for step in steps(folder):
-                if after is None or step > after:
-                    _remove(folder / str(step))
+            if _first_process():
+                self._open(after)
         except OSError as error:
             raise UserError(f"Cannot write to {folder}: {error.strerror}.") from error
+        if jax.process_count() > 1:
+            _check_shared(folder)
         self._orbax = ocp.StandardCheckpointer()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+
+    def _open(self, after: int | None) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self._folder)
+        for remains in self._folder.glob(f"*{_UNFINISHED}*"):  # of a process that was killed
+            shutil.rmtree(remains)
+        for step in steps(self._folder):
+            if after is None or step > after:
+                _remove(self._folder / str(step))
 
     def save(self, step: int, tree: Any) -> None:
         """Starts to write `tree`; returns once its values are copied.
@@ -59,20 +70,23 @@ class Writer:
         """
         self.wait()
         path = self._folder / str(step)
+        together = multihost.get_barrier_sync_fn()  # does nothing for one process
         try:
             self._orbax.save(path.absolute(), tree)
         except OSError as error:
             raise _not_written(path, error) from error
-        self._pending = self._thread.submit(self._seal, path)
+        self._pending = self._thread.submit(self._seal, path, together)
 
-    def _seal(self, path: Path) -> None:
+    def _seal(self, path: Path, together: multihost.BarrierSyncFn) -> None:
         """Waits for the last byte, writes the manifest, removes what need not be kept."""
         try:
             self._orbax.wait_until_finished()
-            _write_manifest(path)
-            for step in steps(self._folder)[: -self._keep]:
-                if not self._keep_every or step % self._keep_every:
-                    _remove(self._folder / str(step))
+            if _first_process():
+                _write_manifest(path)
+                for step in steps(self._folder)[: -self._keep]:
+                    if not self._keep_every or step % self._keep_every:
+                        _remove(self._folder / str(step))
+            together(key=f"sealed {path}", timeout_ms=_SEAL_MS)
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
             for remains in self._folder.glob(f"{path.name}{_UNFINISHED}*"):
                 shutil.rmtree(remains, ignore_errors=True)
@@ -90,7 +104,8 @@ class Writer:
         finally:
             self._thread.shutdown()
             self._orbax.close()
-            self._lock.close()
+            if self._lock:
+                self._lock.close()
 
 
 def _lock(folder: Path) -> TextIO:
@@ -108,6 +123,23 @@ def _lock(folder: Path) -> TextIO:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
+
+
+def _first_process() -> bool:
+    return jax.process_index() == 0
+
+
+def _check_shared(folder: Path) -> None:
+    """Raises UserError where this process does not see the lock that the first one has written."""
+    holder = int(multihost.broadcast_one_to_all(np.int32(os.getpid())))
+    end = time.monotonic() + _SHARED_SECONDS
+    while not (folder / _LOCK).exists() or (folder / _LOCK).read_text().strip() != str(holder):
+        if time.monotonic() > end:
+            raise UserError(
+                f"Process {jax.process_index()} does not see in {folder} what process 0 writes "
+                "there. Choose a --workdir on a file system that all machines share."
+            )
+        time.sleep(0.1)
 
 
 def _remove(path: Path) -> None:
@@ -208,6 +240,8 @@ def wait_for_new(
 
 def mark_finished(folder: Path, step: int | None) -> None:
     """Says that `step` is the last one training will write; None: that training goes on."""
+    if not _first_process():
+        return
     if step is None:
         (folder / _FINISHED).unlink(missing_ok=True)
     else:

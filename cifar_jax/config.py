@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -35,7 +36,7 @@ _IDENTITY = (
     "optim.muon_layers",
 )
 # Where the same images lie on this machine, and how they get to the device.
-_MACHINE = ("data.dir", "data.shards", "data.placement", "data.num_threads", "data.prefetch")
+_MACHINE = ("cluster", "join_seconds", "heartbeat_seconds", "data.dir", "data.shards", "data.placement", "data.num_threads", "data.prefetch")
 # What decides whether the optimiser's state holds a velocity, or a loss scale.
 _STATE = {"optim.momentum": bool, "dtype": lambda dtype: dtype == "float16"}
 
@@ -107,6 +108,7 @@ def settle(config: ConfigDict) -> None:
 def validate(config: ConfigDict) -> None:
     """Raises UsageError for a value, name or combination that cannot work."""
     for path, choices in (
+        ("cluster", ("", "auto")),
         ("dtype", DTYPES),
         ("model.name", models.NAMES),
         ("data.source", sources.NAMES),
@@ -125,6 +127,8 @@ def _validate_numbers(config: ConfigDict) -> None:
     positive = (
         "batch_size",
         "accumulate",
+        "join_seconds",
+        "heartbeat_seconds",
         "num_epochs",
         "log_every_steps",
         "data.synthetic_train",
@@ -185,6 +189,11 @@ def _validate_combinations(config: ConfigDict) -> None:
                 f"config.{path} = {_get(config, path)} is not divisible by {devices} devices. "
                 f"Set a multiple of {devices}, or config.num_devices."
             )
+    if devices % jax.process_count():
+        raise UsageError(
+            f"config.num_devices = {config.num_devices} cannot be shared by "
+            f"{jax.process_count()} processes evenly. Set a multiple of {jax.process_count()}."
+        )
     if config.batch_size % (devices * config.accumulate):
         raise UsageError(
             f"config.accumulate = {config.accumulate} does not divide the "
@@ -231,8 +240,11 @@ def store(config: ConfigDict, workdir: Path) -> None:
 
     The data folder is written in full: evaluation may start elsewhere, or without $CIFAR_JAX_DATA.
 
-    Raises UserError where `workdir` cannot be made or written.
+    Of several processes, the first one does it. Raises UserError where `workdir` cannot be made or
+    written.
     """
+    if jax.process_index():
+        return
     fields = config.to_dict()
     fields["data"]["dir"] = str(sources.data_dir(config.data))
     if config.data.shards:

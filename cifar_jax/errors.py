@@ -8,6 +8,7 @@ class UserError(Exception):
     """One line: what was wrong, what was expected, what to do. `main.py` prints it and exits 1."""
 
     exit_code = 1
+    everywhere = False  # whether every process of a run raises it, at the same step
 
 
 class UsageError(UserError):

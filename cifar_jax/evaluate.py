@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cifar_jax import checkpoint, display, optim, parallel, pictures, steps, summaries
@@ -63,12 +65,14 @@ class Evaluator:
     def predict(self, params: Any, views: int = 1) -> Predictions:
         """Of the first `num_examples` images of the split, in its order."""
         params, size = parallel.replicate(params, self._mesh), self._config.eval.batch_size
+        sharding = NamedSharding(self._mesh, P(parallel.AXIS))
         found: list[dict[str, np.ndarray]] = []
         every = batches.eval_batches(self.data, size, self._num_examples)
         if self._progress:
             every = display.track(every, -(-self._num_examples // size), "Evaluating")
         for image, label, mask in every:
-            batch = self._steps[views](params, {"image": image, "label": label})
+            batch = parallel.put({"image": image, "label": label}, sharding)
+            batch = self._steps[views](params, batch)
             found.append({name: values[mask] for name, values in jax.device_get(batch).items()})
         labels = self.data.labels[: self._num_examples]
         return Predictions(

@@ -35,6 +35,7 @@ class Log:
         self._averages = {name: summaries.Average() for name in ("loss", "cross_entropy", "l2")}
         self._continue_averages(workdir)
         self._writer = summaries.Writer(workdir, "train", resumed_at=first)
+        self.writes = self._writer.writes
         self._unread: tuple[int, steps.Metrics, dict[str, Any]] | None = None
         self._line_pace, self._scalar_pace = _Pace(), _Pace()
         self._fill = 1.0

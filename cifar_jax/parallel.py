@@ -41,17 +41,21 @@ def steps_per_call(mesh: Mesh) -> int:
 # -- where arrays lie --
 
 
-def put(array: Any, sharding: Sharding) -> jax.Array:
-    """Puts an array, of which every process has the whole, on the devices of `sharding`."""
+def put(tree: Any, sharding: Sharding) -> Any:
+    """Puts arrays, of which every process has the whole, on the devices of `sharding`."""
     if sharding.is_fully_addressable:  # by one process, and so the quicker way
-        return jax.device_put(array, sharding)
-    whole = np.asarray(array)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+        return jax.device_put(tree, sharding)
+
+    def put_parts(array: Any) -> jax.Array:
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(put_parts, tree)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts a copy of every array of `tree` on each device."""
-    return jax.tree.map(lambda array: put(array, NamedSharding(mesh, P())), tree)
+    return put(tree, NamedSharding(mesh, P()))
 
 
 def split(tree: Any, mesh: Mesh) -> Any:

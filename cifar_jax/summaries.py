@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from cifar_jax import records
@@ -24,7 +25,8 @@ class Writer:
 
     What was taken is on disk after `close`, whatever ends the run in between. A disk that is full
     or a folder that is gone costs summaries and one line of warning, never the run; writing is
-    tried again with the next summary.
+    tried again with the next summary. Of several processes the first one writes; the others' are
+    dropped.
     """
 
     def __init__(self, workdir: Path, kind: str, resumed_at: int | None = None):
@@ -33,6 +35,7 @@ class Writer:
         With `resumed_at`, what an earlier process wrote of that step and later ones is taken back.
         """
         self._workdir, self._kind, self._resumed_at = workdir, kind, resumed_at
+        self.writes = jax.process_index() == 0
         self._events: Any = None
         self._warned, self._retry_at = False, 0.0
         self._bug: Exception | None = None
@@ -139,7 +142,7 @@ class Writer:
         self._guarded(self._close)
 
     def _guarded(self, write: Callable[[], object]) -> None:
-        if time.monotonic() < self._retry_at:
+        if not self.writes or time.monotonic() < self._retry_at:
             return
         try:
             write()

@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -47,6 +49,7 @@ def train(
     """
     changes = config_lib.check_same_run(config, workdir)
     data = _open(config)
+    _check_same(data)
     if config.augment.crop_size > min(data.shape[:2]):
         raise UsageError(
             f"config.augment.crop_size = {config.augment.crop_size} is larger than the images, "
@@ -68,7 +71,9 @@ def train(
     )
 
     folder = workdir / "checkpoints"
-    newest = checkpoint.newest(folder, report=print)
+    seen = checkpoint.newest(folder, report=print)
+    first = int(parallel.gather(-1 if seen is None else seen)[0])  # which goes for all processes
+    newest = None if first < 0 else first
     if newest is not None:
         state = checkpoint.restore(folder, newest, state)
         print(f"Resuming from step {newest} in {folder}")
@@ -104,6 +109,19 @@ def _open(config: ConfigDict) -> Images:
     if config.data.shards:
         return shards.open(Path(config.data.shards), "train")
     return sources.load(config.data, "train")
+
+
+def _check_same(data: Images) -> None:
+    """Raises UsageError, on every process, where one has other images than process 0."""
+    described = repr((len(data), data.shape, list(data.class_names)))
+    for process, known in enumerate(parallel.gather(np.uint32(zlib.crc32(described.encode())))):
+        if process == 0:
+            first = known
+        elif known != first:
+            raise UsageError(
+                f"Process {process} has other training images than process 0, in number, size or "
+                "classes. Check --config.data.dir on its machine."
+            )
 
 
 def _feed(config: ConfigDict, data: Images, mesh: Mesh) -> tuple[feeds.Feed, tuple]:
@@ -254,6 +272,8 @@ def _take(arrays: tuple, indices: jax.Array) -> tuple:
 class Interrupted(UserError):
     """SIGINT or SIGTERM, after the state was saved."""
 
+    everywhere = True
+
     def __init__(self, number: int, step: int, folder: Path):
         name = signal.Signals(number).name
         super().__init__(
@@ -324,7 +344,7 @@ class _Profile:
     """Traces the steps of config.profile.steps, (first, end), for TensorBoard and Perfetto."""
 
     def __init__(self, config: ConfigDict, workdir: Path, log: Log):
-        self._first, self._end = config.profile.steps
+        self._first, self._end = config.profile.steps if log.writes else (0, 0)
         self._workdir, self._log, self._running = workdir, log, False
         self._folder = workdir / "tensorboard" / "train"
 

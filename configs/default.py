@@ -19,6 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_epochs = 256.0  # 100,000 steps of 128 on 50,000 images
     config.num_steps = 0  # where set, it decides and num_epochs is not looked at
     config.num_devices = 0  # 0: all there are; more than there are: those there are
+    config.cluster = ""  # 'auto': one of several processes, as Slurm, Kubernetes or Open MPI say
+    config.join_seconds = 120.0  # for which the processes wait for each other at the start
+    config.heartbeat_seconds = 30.0  # without a sign of life after which one is taken for lost
     config.shard_optimizer = False  # True: its state and the averages split over the devices
     config.dtype = "float32"  # of the computation; 'bfloat16' or 'float16'. Parameters stay float32
     config.steps_per_call = 0  # compiled into one program; 0: 1 on CPUs, 100 on GPUs and TPUs

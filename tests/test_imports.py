@@ -47,7 +47,8 @@ ALLOWED = {  # beside `errors`, which all may raise
         "predictions",
     }
     | {"checkpoint", "data", "records"},
-    "main": {"runtime", "config", "train", "evaluate", "report"},
+    "cluster": {"config", "parallel"},
+    "main": {"runtime", "cluster", "config", "train", "evaluate", "report"},
 }
 WITHIN_DATA = {
     "native": set(),
