@@ -36,7 +36,16 @@ _IDENTITY = (
     "optim.muon_layers",
 )
 # Where the same images lie on this machine, and how they get to the device.
-_MACHINE = ("cluster", "join_seconds", "heartbeat_seconds", "data.dir", "data.shards", "data.placement", "data.num_threads", "data.prefetch")
+_MACHINE = (
+    "cluster",
+    "join_seconds",
+    "heartbeat_seconds",
+    "data.dir",
+    "data.shards",
+    "data.placement",
+    "data.num_threads",
+    "data.prefetch",
+)
 # What decides whether the optimiser's state holds a velocity, or a loss scale.
 _STATE = {"optim.momentum": bool, "dtype": lambda dtype: dtype == "float16"}
 
