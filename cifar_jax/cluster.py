@@ -74,8 +74,8 @@ def _join(config: ConfigDict, coordinator: str, num_processes: int, process_id: 
             raise UsageError(f"--coordinator={coordinator}, expected HOST:PORT.")
         if not config.cluster and not 0 <= process_id < num_processes:
             raise UsageError(
-                f"--process_id={process_id} of --num_processes={num_processes}: with --coordinator, "
-                "expected an id from 0 to the number of processes - 1."
+                f"--process_id={process_id} of --num_processes={num_processes}: expected both with "
+                "--coordinator, and an id from 0 to the number of processes - 1."
             )
         if process_id == 0:
             _check_port(coordinator, int(port))
@@ -179,7 +179,8 @@ class _Watch(threading.Thread):
 
     def __init__(self, seconds: float):
         super().__init__(name="watch", daemon=True)
-        self._seconds, self._client = seconds, distributed.global_state.client
+        self._seconds = seconds
+        self._client: Any = distributed.global_state.client
         self._index, self._stopped = jax.process_index(), threading.Event()
         self._signs: dict[str, tuple[str, float]] = {}  # of a process: the last, and when it came
 

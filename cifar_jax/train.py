@@ -344,7 +344,8 @@ class _Profile:
     """Traces the steps of config.profile.steps, (first, end), for TensorBoard and Perfetto."""
 
     def __init__(self, config: ConfigDict, workdir: Path, log: Log):
-        self._first, self._end = config.profile.steps if log.writes else (0, 0)
+        steps: tuple[int, int] = config.profile.steps if log.writes else (0, 0)
+        self._first, self._end = steps
         self._workdir, self._log, self._running = workdir, log, False
         self._folder = workdir / "tensorboard" / "train"
 
