@@ -33,7 +33,7 @@ def wait_for(name):
         if (folder / name).exists():
             return
         time.sleep(0.01)
-    sys.exit("Waited in vain.")
+    sys.exit(print("Waited in vain."))
 """
 
 
@@ -68,6 +68,7 @@ def launch(tmp_path):
 def finish(process):
     """Its exit code and lines. Ends when all that hold its stdout have: so no process is left."""
     out, errors = process.communicate(timeout=60)
+    assert "Waited in vain." not in out
     return process.returncode, out, errors.splitlines()
 
 
@@ -120,9 +121,13 @@ def test_devices_of_each_process(launch, tmp_path, monkeypatch, devices, before,
 
 
 def test_every_line_of_an_error_names_its_process(launch):
-    code, _, errors = finish(launch("sys.stderr.write(f'a {me}\\nb {me}')"))
+    """Also those that are still under way when the process has ended, and one without an end."""
+    code, _, errors = finish(launch("sys.stderr.write('\\n'.join(map(str, range(4000))))"))
     assert code == 0
-    assert sorted(errors) == ["[0] a 0", "[0] b 0", "[1] a 1", "[1] b 1"]
+    for index in range(2):
+        own = [line for line in errors if line.startswith(f"[{index}] ")]
+        assert own == [f"[{index}] {number}" for number in range(4000)]
+    assert len(errors) == 8000
 
 
 def test_a_process_is_killed_and_the_other_ends_by_itself(launch, tmp_path):
