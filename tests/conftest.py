@@ -1,6 +1,7 @@
 """What the tests share: a tiny dataset in the native layout, its config, compiled steps."""
 
 import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from cifar_jax import runtime
 
 runtime.start()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 
 import jax  # noqa: E402  (after the runtime)
 

@@ -38,7 +38,8 @@ def test_the_gram_form_is_newton_schulz():
     for _ in range(5):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    np.testing.assert_allclose(muon.orthogonalize(matrix), x, atol=2e-5)
+    # Each round multiplies the rounding of small singular values by up to 3.4: 3.4^5 float32 ulps.
+    np.testing.assert_allclose(muon.orthogonalize(matrix), x, atol=3e-4)
 
 
 def test_a_gradient_of_zeros_moves_nothing():
