@@ -6,13 +6,12 @@ from pathlib import Path
 
 from absl import flags
 
-from cifar_jax import runtime
-from cifar_jax.errors import UsageError, UserError
+from cifar_jax import errors, runtime
+from cifar_jax.errors import UsageError
 
-MODES = ("train", "eval", "train_and_eval", "report")
 DEFAULT_CONFIG = str(Path(__file__).with_name("configs") / "default.py")
 
-flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+flags.DEFINE_enum("mode", "train", ("train", "eval", "train_and_eval", "report"), "What to do.")
 flags.DEFINE_string("workdir", "runs/default", "Of the run; for a report, more may follow.")
 flags.DEFINE_bool("once", False, "eval: the newest checkpoint only.")
 flags.DEFINE_bool("ema", True, "eval: the averaged parameters; --noema for the raw ones.")
@@ -38,6 +37,8 @@ def run(argv: list[str]) -> None:
         raise UsageError("--workdir is empty, expected a folder.")
     if others and FLAGS.mode != "report":
         raise UsageError(f"Unexpected argument '{others[0]}'; flags start with --.")
+    if FLAGS.coordinator and FLAGS.mode in ("eval", "report"):
+        raise UsageError(f"--coordinator is for training; --mode={FLAGS.mode} is one process.")
     workdir, default = Path(FLAGS.workdir), config_lib.read_default(DEFAULT_CONFIG)
     options = {"ema": FLAGS.ema, "split": FLAGS.split, "num_examples": FLAGS.num_examples}
     if FLAGS.mode == "report":
@@ -48,16 +49,13 @@ def run(argv: list[str]) -> None:
         config = config_lib.load_for_eval(workdir, default, overrides, wait=not FLAGS.once)
         evaluate(config, workdir, once=FLAGS.once, **options)
     else:
-        place = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(cluster.joined(config, *place))
+        with cluster.joined(config, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
             config_lib.settle(config)
-            config_lib.validate(config)
-            after = None
-            if FLAGS.mode == "train_and_eval":
-                evaluator = Evaluator(config, workdir, **options)
-                after = stack.enter_context(contextlib.closing(evaluator)).evaluate
-            train(config, workdir, after)
+            if FLAGS.mode == "train":
+                train(config, workdir)
+            else:
+                with contextlib.closing(Evaluator(config, workdir, **options)) as evaluator:
+                    train(config, workdir, evaluator.evaluate)
 
 
 def main() -> int:
@@ -67,17 +65,7 @@ def main() -> int:
         return 0
     debug = bool({"--debug", "--debug=true"} & set(sys.argv))
     runtime.start(debug)
-    try:
-        run(sys.argv)
-    except UserError as error:
-        if debug:
-            raise
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
-    return 0
+    return errors.exit_code(lambda: run(sys.argv), debug)
 
 
 if __name__ == "__main__":

@@ -108,10 +108,12 @@ def check_fields(config: ConfigDict, default: ConfigDict) -> None:
 
 
 def settle(config: ConfigDict) -> None:
-    """Sets what depends on the machine: the global batch, where it is given by the device."""
+    """Sets what depends on the machine, the global batch where it is given by the device, and
+    validates."""
     if config.per_device_batch_size:
         devices = parallel.num_devices(config.num_devices)
         config.batch_size = config.per_device_batch_size * devices
+    validate(config)
 
 
 def validate(config: ConfigDict) -> None:

@@ -1,7 +1,8 @@
 """Errors a user can mend. Everything else is a bug and keeps its traceback."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -23,3 +24,19 @@ def unknown(kind: str, name: object, choices: Iterable[object]) -> UsageError:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return UsageError(f"Unknown {kind} '{name}'.{hint} Choices: {', '.join(names)}.")
+
+
+def exit_code(program: Callable[[], None], debug: bool = False) -> int:
+    """Runs `program`: 0 at its end; else an error that a user can mend, or Ctrl-C, is a line on
+    stderr and its exit code. With `debug`, the error keeps its traceback."""
+    try:
+        program()
+    except UserError as error:
+        if debug:
+            raise
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return 0

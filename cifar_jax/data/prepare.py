@@ -9,7 +9,6 @@ the same command. The flags of the sources are the fields of config.data, and ha
 import argparse
 import contextlib
 import runpy
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,8 +18,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
+from cifar_jax import errors
 from cifar_jax.data import shards, sources
-from cifar_jax.errors import UsageError, UserError, unknown
+from cifar_jax.errors import UsageError, unknown
 
 _DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
 
@@ -102,15 +102,7 @@ def _source_fields() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    try:
-        prepare(*_parse(argv))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return 0
+    return errors.exit_code(lambda: prepare(*_parse(argv)))
 
 
 if __name__ == "__main__":
