@@ -29,7 +29,8 @@ from cifar_jax.errors import UsageError, UserError
 _PERIOD = 1.0  # seconds between two signs of life
 _SUSPECT_SECONDS = 5.0  # without one, after a collective has failed
 _BACKSTOP_SECONDS = 15  # until jax.distributed ends a process that could not say why itself
-_ALIVE, _VERDICT, _SUSPECT = "cifar_jax/alive/", "cifar_jax/verdict/", "cifar_jax/suspect"
+_ALIVE, _VERDICT, _SUSPECT = "cifar_jax/alive/", "cifar_jax/verdict/", "cifar_jax/suspect/"
+_AGAIN = "Start all processes again to go on from the last checkpoint."
 _MACHINE = ("data.dir", "data.shards")  # what may differ from process to process
 
 _log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ class _Watch(threading.Thread):
         if isinstance(error, jax.errors.JaxRuntimeError):  # as when a connection is lost
             reason = str(error).strip().splitlines()[0]
             print(f"Process {self._index} waits for another in vain: {reason}", file=sys.stderr)
-            self._set(_SUSPECT, "1")
+            self._set(f"{_SUSPECT}{self._index}", "1")
             time.sleep(self._seconds + _BACKSTOP_SECONDS)  # the verdict ends this process
         self._stopped.set()
         if isinstance(error, UserError):
@@ -218,7 +219,13 @@ class _Watch(threading.Thread):
                     self._look()
                 verdicts = self._client.key_value_dir_get(_VERDICT)
             except jax.errors.JaxRuntimeError:
-                return  # the first process is gone: jax.distributed ends this one
+                if self._stopped.is_set():
+                    return
+                _end(  # if jax.distributed has not done so already
+                    f"Process 0 at {distributed.global_state.coordinator_address} was lost. "
+                    f"{_AGAIN}",
+                    UserError.exit_code,
+                )
             if verdicts and not self._stopped.is_set():
                 self._let_others_hear()
                 _end(verdicts[0][1], UserError.exit_code)
@@ -236,7 +243,7 @@ class _Watch(threading.Thread):
                 self._set(
                     f"{_VERDICT}1",
                     f"Process {process} on {where} was lost: no sign of life for {now - seen:.0f} "
-                    "s. Start all processes again to go on from the last checkpoint.",
+                    f"s. {_AGAIN}",
                 )
 
     def _set(self, key: str, value: str) -> None:

@@ -1,0 +1,73 @@
+"""main.py, but one of its processes has a fault: FAULT, of process FAULTY, once if there is MARK.
+
+    add FLAG             one more flag
+    devices N            so many devices in place of one
+    kill in step N       SIGKILL before its part of step N, for which the others wait
+    stop in step N       SIGSTOP there
+    kill in save N       SIGKILL when its part of checkpoint N is being written
+    kill in seal N       SIGKILL when checkpoint N is written, and its manifest is not
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+
+def end(number: signal.Signals) -> None:
+    if mark := os.environ.get("MARK"):
+        if Path(mark).exists():
+            return
+        Path(mark).touch()
+    os.kill(os.getpid(), number)
+
+
+def break_step(wanted: int, number: signal.Signals) -> None:
+    from cifar_jax import train
+
+    call = train._Call.__call__
+
+    def faulty(self, state, step, *rest):
+        if step == wanted:
+            end(number)
+        return call(self, state, step, *rest)
+
+    train._Call.__call__ = faulty
+
+
+def break_seal(wanted: int, written: bool) -> None:
+    from cifar_jax import checkpoint
+
+    seal = checkpoint.Writer._seal
+
+    def faulty(self, path, together):
+        if path.name == str(wanted):
+            if written:
+                self._orbax.wait_until_finished()
+            end(signal.SIGKILL)
+        return seal(self, path, together)
+
+    checkpoint.Writer._seal = faulty
+
+
+kind, _, value = os.environ["FAULT"].rpartition(" ")
+if f"--process_id={os.environ['FAULTY']}" in sys.argv:
+    if kind == "add":
+        sys.argv.append(value)
+    elif kind == "devices":
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={value}"
+
+import main  # noqa: E402  (with its flags)
+
+if __name__ == "__main__":
+    if f"--process_id={os.environ['FAULTY']}" in sys.argv:
+        from cifar_jax import runtime
+
+        runtime.start()
+        if kind.endswith("in step"):
+            break_step(int(value), signal.SIGSTOP if "stop" in kind else signal.SIGKILL)
+        elif kind.endswith(("in save", "in seal")):
+            break_seal(int(value), written="seal" in kind)
+    sys.exit(main.main())
