@@ -219,13 +219,7 @@ class _Watch(threading.Thread):
                     self._look()
                 verdicts = self._client.key_value_dir_get(_VERDICT)
             except jax.errors.JaxRuntimeError:
-                if self._stopped.is_set():
-                    return
-                _end(  # if jax.distributed has not done so already
-                    f"Process 0 at {distributed.global_state.coordinator_address} was lost. "
-                    f"{_AGAIN}",
-                    UserError.exit_code,
-                )
+                return  # the first process is gone: jax.distributed ends this one
             if verdicts and not self._stopped.is_set():
                 self._let_others_hear()
                 _end(verdicts[0][1], UserError.exit_code)

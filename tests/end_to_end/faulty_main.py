@@ -1,11 +1,11 @@
 """main.py, but one of its processes has a fault: FAULT, of process FAULTY, once if there is MARK.
 
-    add FLAG             one more flag
-    devices N            so many devices in place of one
-    kill in step N       SIGKILL before its part of step N, for which the others wait
-    stop in step N       SIGSTOP there
-    kill in save N       SIGKILL when its part of checkpoint N is being written
-    kill in seal N       SIGKILL when checkpoint N is written, and its manifest is not
+add FLAG             one more flag
+devices N            so many devices in place of one
+kill in step N       SIGKILL before its part of step N, for which the others wait
+stop in step N       SIGSTOP there
+kill in save N       SIGKILL when its part of checkpoint N is being written
+kill in seal N       SIGKILL when checkpoint N is written, and its manifest is not
 """
 
 import os
