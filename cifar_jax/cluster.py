@@ -30,7 +30,6 @@ _PERIOD = 1.0  # seconds between two signs of life
 _SUSPECT_SECONDS = 5.0  # without one, after a collective has failed
 _BACKSTOP_SECONDS = 15  # until jax.distributed ends a process that could not say why itself
 _ALIVE, _VERDICT, _SUSPECT = "cifar_jax/alive/", "cifar_jax/verdict/", "cifar_jax/suspect/"
-_AGAIN = "Start all processes again to go on from the last checkpoint."
 _MACHINE = ("data.dir", "data.shards")  # what may differ from process to process
 
 _log = logging.getLogger(__name__)
@@ -191,7 +190,8 @@ class _Watch(threading.Thread):
 
     def leave(self, error: BaseException) -> None:
         """Ends the process because of `error`, and tells the others."""
-        if isinstance(error, jax.errors.JaxRuntimeError):  # as when a connection is lost
+        # A lost connection; while a function is being dispatched, JAX makes a ValueError of it.
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
             reason = str(error).strip().splitlines()[0]
             print(f"Process {self._index} waits for another in vain: {reason}", file=sys.stderr)
             self._set(f"{_SUSPECT}{self._index}", "1")
@@ -237,7 +237,7 @@ class _Watch(threading.Thread):
                 self._set(
                     f"{_VERDICT}1",
                     f"Process {process} on {where} was lost: no sign of life for {now - seen:.0f} "
-                    f"s. {_AGAIN}",
+                    "s. Start all processes again to go on from the last checkpoint.",
                 )
 
     def _set(self, key: str, value: str) -> None:

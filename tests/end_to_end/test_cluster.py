@@ -93,9 +93,7 @@ def test_a_killed_process_costs_nothing(launch, tmp_path, undisturbed, faulty, f
     assert code == 0, out
     assert f"Process {faulty} was ended by SIGKILL." in out
     if faulty == 1:  # without process 0, the other one is ended by jax.distributed
-        assert re.search(
-            rf"\[0\] Process 1 on .* was lost: no sign of life for \d+ s. {AGAIN}", out
-        )
+        assert re.search(LOST, out)
     assert f"Resuming from step {resumed} " in out
     for one, other in zip(leaves(undisturbed), leaves(tmp_path / "run"), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -107,11 +105,12 @@ def test_a_process_that_hangs_is_found(launch, tmp_path):
         tmp_path / "run",
         *("--config.heartbeat_seconds=3", "--config.checkpoint.every_steps=10"),
         options=["--grace=1"],
-        fault="stop in step 30",
+        fault="stop in step 35",
     )
     assert code == 1
     assert re.search(LOST, out)
-    assert checkpoint.newest(tmp_path / "run" / "checkpoints", print) == 30
+    # That of 30 waited for that of 20, and is perhaps not complete.
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints", print) in (20, 30)
 
 
 @pytest.mark.parametrize(
