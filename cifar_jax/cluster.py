@@ -99,7 +99,8 @@ def _join(config: ConfigDict, coordinator: str, num_processes: int, process_id: 
             "Kubernetes or Open MPI, or else --coordinator=HOST:PORT --num_processes=N "
             "--process_id=I."
         ) from error
-    late.cancel()
+    finally:
+        late.cancel()
     if jax.process_index():  # one process speaks for all; errors have a stream of their own
         sys.stdout.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

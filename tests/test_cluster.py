@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import threading
 
 import jax
 import numpy as np
@@ -65,6 +66,8 @@ def test_nothing_to_detect_is_said_in_a_line(default, monkeypatch):
         join(default, "", -1, -1)
     assert "should be defined. Expected Slurm, Kubernetes or Open MPI, or else" in str(error.value)
     assert "\n" not in str(error.value)
+    late = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+    assert all(t.finished.is_set() for t in late)  # else it would end the process later
 
 
 def gathered(monkeypatch, *configs):

