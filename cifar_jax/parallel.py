@@ -29,6 +29,17 @@ def make_mesh(wanted: int) -> Mesh:
     return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def describe(mesh: Mesh, wanted: int) -> str:
+    """ "8 CPU devices of 2 processes", and how many were `wanted` where there are fewer."""
+    processes = {device.process_index for device in mesh.devices.flat}
+    parts = [f"{mesh.size} {mesh.devices.flat[0].platform.upper()} device{'s' * (mesh.size > 1)}"]
+    if len(processes) > 1:
+        parts.append(f"of {len(processes)} processes")
+    if mesh.size < wanted:
+        parts.append(f"({wanted} were asked for)")
+    return " ".join(parts)
+
+
 def steps_per_call(mesh: Mesh) -> int:
     """How many steps to compile into one program where the config does not say.
 

@@ -93,8 +93,7 @@ def train(
         ) as log:
             crop = (config.augment.crop_size, config.augment.crop_size, data.shape[-1])
             log.describe(state.params, overview.layers(model, crop), data.class_names)
-            if mesh.size < config.num_devices:
-                log.line(f"{config.num_devices} devices were asked for; there are {mesh.size}.")
+            log.line(f"Training on {parallel.describe(mesh, config.num_devices)}.")
             state = jax.tree.map(
                 parallel.put, state, steps.shardings(state, mesh, config.shard_optimizer)
             )
@@ -208,8 +207,8 @@ class _Call:
         log.fed(self._feed.take_wait(), self._feed.fill)
         if (count, detail) not in self._programs:
             log.line(
-                f"Compiling the training step {_TELLS[detail]} for {self._mesh.size} device(s): "
-                "about 10 s, or 1 s where it is in the cache."
+                f"Compiling the training step {_TELLS[detail]}: about 10 s, or 1 s where it is in "
+                "the cache."
             )
             with log.paused():
                 self._programs[count, detail] = compile_step(
