@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from benchmarks import task
@@ -136,8 +138,10 @@ class ProgramStep:
         self._data = parallel.replicate((data.images, data.labels), mesh)
         count = config.steps_per_call or parallel.steps_per_call(mesh)
         self.steps_per_call = count
+        sharding = NamedSharding(mesh, P(None, parallel.AXIS))
+        indices = partial(batches_lib.train_indices, config.seed)
         self._calls = [
-            (batches_lib.train_indices(config.seed, first, count, batch_size, len(data)),)
+            (parallel.put(indices(first, count, batch_size, len(data)), sharding),)
             for first in range(0, max(1, len(data) // batch_size), count)
         ]
         self._no_wish = parallel.wish(0, mesh)
@@ -151,6 +155,10 @@ class ProgramStep:
         predict = partial(steps.predict_step, config=config, model=model)
         compiled = parallel.data_parallel(predict, mesh, sharded={1: 0}, per_image=True)
         self._evaluate = lambda params: compiled(params, batch)
+
+    def as_text(self) -> str:
+        """The training step as XLA compiled it."""
+        return str(self._train.as_text())
 
     def reset(self) -> None:
         self._state = self._first()

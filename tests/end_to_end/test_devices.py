@@ -30,7 +30,8 @@ for name in ("1", "2", "4", "8", "8 split"):
     devices = int(name.split()[0])
     config = config_lib.read_default("configs/default.py")
     config.data.dir = str(data_dir)
-    config.update(batch_size=16, num_steps=100, num_devices=devices, shard_optimizer="split" in name)
+    config.update(batch_size=16, num_steps=100, num_devices=devices)
+    config.shard_optimizer = "split" in name
     config.optim.learning_rate = 0.01  # noise amplifies no rounding yet
     config.summaries.update(scalars=1, images=0, histograms=0)
     config.checkpoint.every_steps = 0
@@ -77,7 +78,10 @@ def found(tmp_path_factory, data_dir):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for line in ("Training on 1 CPU device.", *(f"Training on {n} CPU devices." for n in COUNTS[1:])):
+    for line in (
+        "Training on 1 CPU device.",
+        *(f"Training on {n} CPU devices." for n in COUNTS[1:]),
+    ):
         assert line in done.stdout
     results = json.loads((folder / "found.json").read_text())
     arrays = {name: dict(np.load(folder / f"{name}.npz")) for name in results}
