@@ -9,7 +9,8 @@ over loopback. All cases of a process take turns, and the processes themselves d
 
 What a step should take is the time of one device for its share of the batch, plus the all-reduce,
 both measured alone. Without GPUs, eight devices are forced onto the CPU, where they share its
-cores: there the devices' shares count as done one after the other. docs/scaling.md has the model for GPUs.
+cores: there the devices' shares count as done one after the other. docs/scaling.md has the model
+for GPUs.
 """
 
 import json
@@ -143,9 +144,9 @@ def main(argv: Sequence[str]) -> int:
     console.print(f"{kind}, {cores} cores, load {load:.1f}", highlight=False)
     if on_cpu:
         console.print(
-            f"They share the {cores} cores of one CPU, and do not show how much faster more hardware "
-            "is. A speed-up below 1 is the cost of splitting and averaging; above 1, one device left "
-            "cores unused.",
+            f"They share the {cores} cores of one CPU, and do not show how much faster more "
+            "hardware is. A speed-up below 1 is the cost of splitting and averaging; above 1, one "
+            "device left cores unused.",
             highlight=False,
         )
     console.print(table("Devices of one process", "devices", figures["devices"]))

@@ -81,10 +81,10 @@ class _Job:
                 self._send(number if self._passed_on < 3 else signal.SIGKILL)
             if not code and (code := self._failure()):
                 deadline = time.monotonic() + self._grace
-            if time.monotonic() > deadline and (number := next(urge, None)):
+            if time.monotonic() > deadline and (louder := next(urge, None)):
                 which = ", ".join(map(str, running))
-                _say(f"Still running: {which}. Sending {number.name}.")
-                self._send(number)
+                _say(f"Still running: {which}. Sending {louder.name}.")
+                self._send(louder)
                 deadline = time.monotonic() + self._grace
             time.sleep(0.02)
         code = code or self._failure()
