@@ -42,7 +42,7 @@ bench: .venv/bench.installed
 
 lock: .venv/dev.installed
 	$(BIN)/python -m pip install --quiet uv
-	( head -2 requirements.lock; $(BIN)/uv pip compile pyproject.toml --extra=dev --extra=tensorflow --extra=gpu --universal \
+	( head -2 requirements.lock; $(BIN)/uv pip compile pyproject.toml --extra=dev --extra=tensorflow --extra=gpu --extra=k8s --universal \
 	  --python-version=3.11 --no-header --no-annotate --upgrade --quiet ) > requirements.lock.part
 	mv requirements.lock.part requirements.lock
 
