@@ -36,7 +36,7 @@ from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from cifar_jax import parallel  # noqa: E402
-from cifar_jax.data import feeds, shards  # noqa: E402
+from cifar_jax.data import feeds, shards, sources  # noqa: E402
 
 BATCH, NUM_IMAGES, NUM_SHARDS = 128, 20_000, 8
 DEPTH, THREADS = 16, 16  # as configs/default.py has them
@@ -82,7 +82,8 @@ def measure(folder: Path, num_blocks: int, seconds: float) -> dict[str, Block]:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (NUM_IMAGES, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 10, NUM_IMAGES, np.int32)
-    shards.write(folder, "train", images, labels, [str(n) for n in range(10)], NUM_SHARDS)
+    names = tuple(map(str, range(10)))
+    shards.write(folder, "train", sources.Split(images, labels, names), NUM_SHARDS)
     reads = {
         "host": feeds.gather(images, labels),
         "stream": shards.open(folder, "train").read,

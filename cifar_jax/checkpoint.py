@@ -27,25 +27,24 @@ _MANIFEST = "manifest.json"
 _FINISHED = "finished"
 _LOCK = "writer.lock"  # holds the number of the process
 _SEAL_MS = 600_000  # for all processes to have written their part
-_SHARED_SECONDS = 10.0  # until a shared file system shows what another machine wrote
+_SHARED_SECONDS = 90.0  # until a shared file system shows what another machine wrote: NFS, 60
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax has not written to the end
 
 
 class Writer:
     """Saves pytrees under rising steps, and keeps the newest `keep` and every `keep_every`-th.
 
-    `after` is the step the run goes on from, None: from the start. What stands beyond it is of no
-    use, or `after` would be later, and is removed.
+    It holds `folder` against the writers of other runs until it is closed.
     All processes of a run take part, in one folder that all of them see; the first one seals.
     Raises UserError where `folder` cannot be written or another process is writing it.
     """
 
-    def __init__(self, folder: Path, after: int | None, keep: int, keep_every: int = 0):
+    def __init__(self, folder: Path, keep: int, keep_every: int = 0):
         self._folder, self._keep, self._keep_every = folder, keep, keep_every
         self._lock: TextIO | None = None  # of the first process
         try:
             if _first_process():
-                self._open(after)
+                self._open()
         except OSError as error:
             raise UserError(f"Cannot write to {folder}: {error.strerror}.") from error
         if jax.process_count() > 1:
@@ -54,14 +53,19 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def _open(self, after: int | None) -> None:
+    def _open(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self._folder)
         for remains in self._folder.glob(f"*{_UNFINISHED}*"):  # of a process that was killed
             shutil.rmtree(remains)
-        for step in steps(self._folder):
-            if after is None or step > after:
-                _remove(self._folder / str(step))
+
+    def go_on_from(self, step: int | None) -> None:
+        """The run goes on from `step`, None: from the start. What stands beyond it is of no use, or
+        `step` would be later, and is removed."""
+        if _first_process():
+            for found in steps(self._folder):
+                if step is None or found > step:
+                    _remove(self._folder / str(found))
 
     def save(self, step: int, tree: Any) -> None:
         """Starts to write `tree`; returns once its values are copied.

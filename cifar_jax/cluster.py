@@ -30,6 +30,7 @@ _PERIOD = 1.0  # seconds between two signs of life
 _SUSPECT_SECONDS = 5.0  # without one, after a collective has failed
 _BACKSTOP_SECONDS = 15  # until jax.distributed ends a process that could not say why itself
 _ALIVE, _VERDICT, _SUSPECT = "cifar_jax/alive/", "cifar_jax/verdict/", "cifar_jax/suspect/"
+_END_MS = 3_600_000  # for the slowest to write what it still has to write
 _MACHINE = ("data.dir", "data.shards")  # what may differ from process to process
 
 _log = logging.getLogger(__name__)
@@ -60,11 +61,9 @@ def joined(
     except BaseException as error:
         if not (isinstance(error, UserError) and error.everywhere):
             watch.leave(error)
-        watch.stop()
-        jax.distributed.shutdown()
+        watch.end()
         raise
-    watch.stop()
-    jax.distributed.shutdown()
+    watch.end()
 
 
 def _join(config: ConfigDict, coordinator: str, num_processes: int, process_id: int) -> None:
@@ -93,9 +92,11 @@ def _join(config: ConfigDict, coordinator: str, num_processes: int, process_id: 
             heartbeat_timeout_seconds=int(config.heartbeat_seconds) + _BACKSTOP_SECONDS,
             shutdown_timeout_seconds=int(config.heartbeat_seconds),
         )
-    except (ValueError, RuntimeError, OSError) as error:
-        raise UsageError(
-            f"The processes could not be joined: {str(error).splitlines()[0]} Expected Slurm, "
+    except Exception as error:  # each of JAX's detections fails in its own way
+        # Nothing was detected; what else there is, as a name not known yet, may pass.
+        kind = UsageError if isinstance(error, ValueError) else UserError
+        raise kind(
+            f"The processes could not be joined: {_first_line(error)} Expected Slurm, "
             "Kubernetes or Open MPI, or else --coordinator=HOST:PORT --num_processes=N "
             "--process_id=I."
         ) from error
@@ -185,15 +186,18 @@ class _Watch(threading.Thread):
         self._index, self._stopped = jax.process_index(), threading.Event()
         self._signs: dict[str, tuple[str, float]] = {}  # of a process: the last, and when it came
 
-    def stop(self) -> None:
+    def end(self) -> None:
+        """Waits for all processes to be here, however long one still writes, and leaves the run."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # shutdown has a line for it
+            self._client.wait_at_barrier("cifar_jax/end", _END_MS)
         self._stopped.set()
         self.join()
+        jax.distributed.shutdown()
 
     def leave(self, error: BaseException) -> None:
         """Ends the process because of `error`, and tells the others."""
-        # A lost connection; while a function is being dispatched, JAX makes a ValueError of it.
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            reason = str(error).strip().splitlines()[0]
+        if _is_lost_connection(error):
+            reason = _first_line(error)
             print(f"Process {self._index} waits for another in vain: {reason}", file=sys.stderr)
             self._set(f"{_SUSPECT}{self._index}", "1")
             time.sleep(self._seconds + _BACKSTOP_SECONDS)  # the verdict ends this process
@@ -206,7 +210,7 @@ class _Watch(threading.Thread):
             line, code = f"{type(error).__name__}: {error}", 1
         if not isinstance(error, UserError | KeyboardInterrupt) or _log.isEnabledFor(logging.DEBUG):
             traceback.print_exception(error)
-        self._set(f"{_VERDICT}1", f"Process {self._index} on {_me()} has stopped: {line}")
+        self._condemn(f"Process {self._index} on {_me()} has stopped: {line}", code)
         self._let_others_hear()
         _end(line, code)
 
@@ -223,7 +227,8 @@ class _Watch(threading.Thread):
                 return  # the first process is gone: jax.distributed ends this one
             if verdicts and not self._stopped.is_set():
                 self._let_others_hear()
-                _end(verdicts[0][1], UserError.exit_code)
+                code, _, line = verdicts[0][1].partition(" ")
+                _end(line, int(code))
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -235,11 +240,15 @@ class _Watch(threading.Thread):
         for name, (sign, seen) in self._signs.items():
             if now - seen > limit:
                 process, where = name.rsplit("/", 1)[-1], sign.partition(" ")[2]
-                self._set(
-                    f"{_VERDICT}1",
+                self._condemn(
                     f"Process {process} on {where} was lost: no sign of life for {now - seen:.0f} "
                     "s. Start all processes again to go on from the last checkpoint.",
+                    UserError.exit_code,
                 )
+
+    def _condemn(self, line: str, code: int) -> None:
+        """All processes end with this line and exit code."""
+        self._set(f"{_VERDICT}1", f"{code} {line}")
 
     def _set(self, key: str, value: str) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another verdict came first
@@ -248,6 +257,17 @@ class _Watch(threading.Thread):
     def _let_others_hear(self) -> None:
         if self._index == 0:  # the store ends with this process
             time.sleep(3 * _PERIOD)
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """While a function is being dispatched, JAX makes a ValueError of it."""
+    own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # this process's own trouble
+    raised = isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
+    return raised or "Gloo" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _me() -> str:

@@ -40,7 +40,7 @@ class Evaluator:
         """With `progress`, a bar while it evaluates, where there is a terminal to itself."""
         self._config, self._ema, self._split, self._progress = config, ema, split, progress
         self._folder = workdir / "checkpoints"
-        self.data = sources.load(config.data, split)
+        self.data = sources.Split(*sources.open(config.data, split).load())
         self._num_examples = num_examples or len(self.data)
         if not 0 < self._num_examples <= len(self.data):
             raise UsageError(

@@ -75,7 +75,7 @@ class Log:
             return steps.Detail.TENSORS
         return steps.Detail.SCALARS if _due(cadence.scalars, number) else steps.Detail.NONE
 
-    def next_told(self, number: int) -> float:
+    def next_due(self, number: int) -> float:
         """The next step after `number` that is to tell something; infinite where none will."""
         steps_on = [(number // every + 1) * every for every in self._cadences()]
         return min(steps_on, default=math.inf)

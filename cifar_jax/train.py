@@ -2,14 +2,10 @@
 
 import contextlib
 import math
-import signal
-import threading
-import time
 import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -23,8 +19,11 @@ from ml_collections import ConfigDict
 from cifar_jax import checkpoint, display, optim, overview, parallel, steps
 from cifar_jax import config as config_lib
 from cifar_jax.data import feeds, shards, sources
-from cifar_jax.errors import UsageError, UserError
+from cifar_jax.errors import UsageError
 from cifar_jax.log import Log
+from cifar_jax.saver import SAVE, AfterCheckpoint, Saver
+from cifar_jax.stop import Interrupted, Stop
+from cifar_jax.trace import Trace
 
 _TELLS = {
     steps.Detail.NONE: "as such",
@@ -32,10 +31,7 @@ _TELLS = {
     steps.Detail.TENSORS: "with norms, pictures and histograms",
 }
 
-_SAVE = 1  # as a wish; a greater one is the number of a signal
-
 Images = sources.Split | shards.Shards
-AfterCheckpoint = Callable[[int], float | None]
 
 
 def train(
@@ -48,7 +44,7 @@ def train(
     mend, Interrupted after SIGINT or SIGTERM.
     """
     changes = config_lib.check_same_run(config, workdir)
-    data = _open(config)
+    data: Images = sources.open(config.data, "train")
     _check_same(data)
     if config.augment.crop_size > min(data.shape[:2]):
         raise UsageError(
@@ -70,23 +66,18 @@ def train(
         mesh=mesh,
     )
 
-    folder = workdir / "checkpoints"
-    seen = checkpoint.newest(folder, report=print)
-    first = int(parallel.gather(-1 if seen is None else seen)[0])  # which goes for all processes
-    newest = None if first < 0 else first
-    if newest is not None:
-        state = checkpoint.restore(folder, newest, state)
-        print(f"Resuming from step {newest} in {folder}")
-    config_lib.store(config, workdir)  # from here on, and no earlier, something is written
-    for change in changes:
-        print(f"With another config: {change}")
-
-    with contextlib.closing(_Saver(config, folder, newest, after_checkpoint)) as saver:
+    # From here on, and no earlier, something is written.
+    with contextlib.closing(Saver(config, workdir / "checkpoints", after_checkpoint)) as saver:
+        state = saver.restore(state)
+        config_lib.store(config, workdir)
+        for change in changes:
+            print(f"With another config: {change}")
         if int(state.step) >= num_steps:
             print(f"Training has already ended at step {state.step}.")
+            saver.finish(int(state.step))
             saver.tell()
             return state
-        checkpoint.mark_finished(folder, None)
+        checkpoint.mark_finished(saver.folder, None)
         progress = display.Display(num_steps, int(state.step), len(data) / config.batch_size)
         with contextlib.closing(
             Log(config, workdir, saver.diverged, progress, int(state.step))
@@ -98,16 +89,8 @@ def train(
                 parallel.put, state, steps.shardings(state, mesh, config.shard_optimizer)
             )
             state = _loop(config, data, state, step, mesh, num_steps, log, saver)
-        saver.wait()
-        checkpoint.mark_finished(folder, int(state.step))
+        saver.finish(int(state.step))
     return state
-
-
-def _open(config: ConfigDict) -> Images:
-    """The training images: in memory, or in shards where the config names some."""
-    if config.data.shards:
-        return shards.open(Path(config.data.shards), "train")
-    return sources.load(config.data, "train")
 
 
 def _check_same(data: Images) -> None:
@@ -125,10 +108,14 @@ def _check_same(data: Images) -> None:
 
 def _feed(config: ConfigDict, data: Images, mesh: Mesh) -> tuple[feeds.Feed, tuple]:
     """What travels for each step, and what lies on the devices before."""
+    needed = math.ceil(len(data) * math.prod(data.shape) / 2**20)
+    free = feeds.free_mib(mesh.local_devices)
+    if config.data.shards:  # which would be read into the host's memory first
+        free = min(free, feeds.free_mib_of_host() - needed)
     place = feeds.choose(
         config.data.placement,
-        math.ceil(len(data) * math.prod(data.shape) / 2**20),
-        int(parallel.gather(feeds.free_mib(mesh.local_devices)).min()),
+        needed,
+        int(parallel.gather(free).min()),
         otherwise="stream" if config.data.shards else "host",
     )
     options = len(data), config.batch_size, config.seed
@@ -153,35 +140,37 @@ def _loop(
     mesh: Mesh,
     num_steps: int,
     log: Log,
-    saver: "_Saver",
+    saver: Saver,
 ) -> steps.TrainState:
     feed, resident = _feed(config, data, mesh)
-    full = int(min(config.steps_per_call or parallel.steps_per_call(mesh), log.shortest()))
+    wanted = config.steps_per_call or parallel.steps_per_call(mesh)
+    full = int(min(wanted, log.shortest(), saver.shortest()))
     call = _Call(step, mesh, feed, resident, log)
     with (
         contextlib.closing(feed),
         log,
-        _Stop() as stop,
-        _Profile(config, log.workdir, log) as profile,
+        Stop() as stop,
+        Trace(config, log.workdir, log) as trace,
     ):
         number = int(state.step)
         while number < num_steps:
             # Only the first step of a call tells more than its metrics, and nothing is saved within
             # one. Few programs serve a whole run: those of full calls, and of what is left over.
-            room = min(num_steps, saver.next_due(number), log.next_told(number)) - number
+            room = min(end.next_due(number) for end in (saver, log, trace))
+            room = min(num_steps, room) - number
             count = full if full <= room else 1
-            profile.before(number)
+            trace.before(number)
             state, metrics, told = call(state, number, count, stop.signal or saver.overdue())
             log.note(number, metrics, told)
             number += count
-            profile.after(number, state)
+            trace.after(number, state)
             last, wish = number == num_steps, call.wish()
             if last or wish or saver.due(number):
                 log.flush()
                 with log.paused():
                     log.saved(number, saver.save(number, state))
                 call.forget_wish()
-            if wish > _SAVE and not last:
+            if wish > SAVE and not last:
                 saver.wait()
                 raise Interrupted(wish, number, saver.folder)
     return state
@@ -266,135 +255,3 @@ def compile_step(
 
 def _take(arrays: tuple, indices: jax.Array) -> tuple:
     return tuple(array[indices] for array in arrays)
-
-
-class Interrupted(UserError):
-    """SIGINT or SIGTERM, after the state was saved."""
-
-    everywhere = True
-
-    def __init__(self, number: int, step: int, folder: Path):
-        name = signal.Signals(number).name
-        super().__init__(
-            f"Stopped by {name}: step {step} is saved in {folder}. "
-            "The same command goes on from there."
-        )
-        self.exit_code = 128 + number  # as shells have it
-
-
-class _Saver:
-    """When and where the state is saved."""
-
-    def __init__(
-        self, config: ConfigDict, folder: Path, newest: int | None, tell: AfterCheckpoint | None
-    ):
-        self.folder, self._checkpoint, self._tell = folder, config.checkpoint, tell
-        self._newest, self._time = newest, time.monotonic()  # of the last good checkpoint
-        self._writer = checkpoint.Writer(
-            folder, newest, self._checkpoint.keep, self._checkpoint.keep_every_steps
-        )
-        self._all_finite = jax.jit(optim.all_finite)
-
-    def due(self, step: int) -> bool:
-        every = self._checkpoint.every_steps
-        return bool(every and step % every == 0)
-
-    def overdue(self) -> int:
-        """_SAVE where it is time for a checkpoint by the clock, else 0."""
-        minutes = self._checkpoint.every_minutes
-        return _SAVE if minutes and time.monotonic() - self._time >= 60 * minutes else 0
-
-    def next_due(self, step: int) -> float:
-        """The next step after `step` to be saved by its number; infinite where none will be."""
-        every = self._checkpoint.every_steps
-        return (step // every + 1) * every if every else math.inf
-
-    def save(self, step: int, state: steps.TrainState) -> float | None:
-        # The loss is of the parameters before the update, and does not show yet what that did.
-        if not self._all_finite(state.params):
-            raise self.diverged(f"The parameters are no longer finite after step {step - 1}")
-        self._writer.save(step, state)
-        self._newest, self._time = step, time.monotonic()
-        return self.tell()
-
-    def tell(self) -> float | None:
-        """Calls `after_checkpoint`, once the last save is complete, and returns its precision."""
-        if self._tell is None or self._newest is None:
-            return None
-        self.wait()
-        return self._tell(self._newest)
-
-    def diverged(self, what: str) -> UserError:
-        newest = self._newest
-        good = "does not exist yet" if newest is None else f"is {newest}, in {self.folder}"
-        return UserError(
-            f"{what}. The last good checkpoint {good}. Try a lower --config.optim.learning_rate, "
-            "--config.optim.warmup_epochs=1, or --config.dtype=float32."
-        )
-
-    def wait(self) -> None:
-        self._writer.wait()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Profile:
-    """Traces the steps of config.profile.steps, (first, end), for TensorBoard and Perfetto."""
-
-    def __init__(self, config: ConfigDict, workdir: Path, log: Log):
-        steps: tuple[int, int] = config.profile.steps if log.writes else (0, 0)
-        self._first, self._end = steps
-        self._workdir, self._log, self._running = workdir, log, False
-        self._folder = workdir / "tensorboard" / "train"
-
-    def __enter__(self) -> "_Profile":
-        return self
-
-    def before(self, number: int) -> None:
-        """A call that begins with step `number` is about to be made."""
-        if not self._running and self._first <= number < self._end:
-            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
-            self._running = True
-
-    def after(self, number: int, state: steps.TrainState) -> None:
-        """All steps before `number` are on their way, and end with `state`."""
-        if self._running and number >= self._end:
-            with self._log.paused():
-                jax.block_until_ready(state)
-                self._stop()
-
-    def _stop(self) -> None:
-        jax.profiler.stop_trace()
-        self._running, self._end = False, 0
-        newest = max((self._folder / "plugins" / "profile").iterdir())
-        self._log.line(f"The trace is in {newest}: tensorboard --logdir={self._workdir}")
-
-    def __exit__(self, *error: object) -> None:
-        if self._running:
-            self._stop()
-
-
-class _Stop:
-    """Notes the first SIGINT or SIGTERM in `signal`; the second acts as if this were not here."""
-
-    def __init__(self):
-        self.signal: int | None = None
-
-    def __enter__(self) -> "_Stop":
-        # Python lets the main thread alone handle signals; elsewhere there are none to note.
-        main = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()

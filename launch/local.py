@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 _MAIN = Path(__file__).parent.parent / "main.py"
-_FINAL = (0, 2, 130, 143)  # done, a usage error, saved after SIGINT or SIGTERM: nothing to mend
+_FINAL = (0, 2, 3, 130, 143)  # done; usage error, diverged: would come again; saved at a signal
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

@@ -18,7 +18,8 @@ def folder(tmp_path):
 
 
 def save(folder, *steps, keep=9, keep_every=0):
-    writer = checkpoint.Writer(folder, checkpoint.newest(folder, print), keep, keep_every)
+    writer = checkpoint.Writer(folder, keep, keep_every)
+    writer.go_on_from(checkpoint.newest(folder, print))
     for step in steps:
         writer.save(step, {**TREE, "a": TREE["a"] + step})
     writer.close()
@@ -87,7 +88,9 @@ def test_a_broken_later_checkpoint_does_not_cost_the_good_one(folder):
     """With keep=1 it would otherwise be the newest, and the one just written the one to remove."""
     save(folder, 3, 6)
     (folder / "6" / "manifest.json").unlink()
-    writer = checkpoint.Writer(folder, 3, keep=1)
+    writer = checkpoint.Writer(folder, keep=1)
+    assert checkpoint.steps(folder) == [3, 6]  # to be looked at while no other can write
+    writer.go_on_from(3)
     assert checkpoint.steps(folder) == [3]  # what stands beyond will be written again
     writer.save(5, TREE)
     writer.close()
@@ -96,11 +99,11 @@ def test_a_broken_later_checkpoint_does_not_cost_the_good_one(folder):
 
 
 def test_a_folder_has_one_writer_at_a_time(folder):
-    writer = checkpoint.Writer(folder, None, keep=1)
+    writer = checkpoint.Writer(folder, keep=1)
     with pytest.raises(UserError, match=rf"Process {os.getpid()} is writing to .*--workdir"):
-        checkpoint.Writer(folder, None, keep=1)
+        checkpoint.Writer(folder, keep=1)
     writer.close()
-    checkpoint.Writer(folder, None, keep=1).close()
+    checkpoint.Writer(folder, keep=1).close()
 
 
 def test_a_deleted_checkpoint_is_file_not_found(folder):
@@ -119,12 +122,12 @@ def test_another_structure_is_refused(folder, like):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write to .*file/checkpoints: Not a directory"):
-        checkpoint.Writer(tmp_path / "file" / "checkpoints", None, keep=1)
+        checkpoint.Writer(tmp_path / "file" / "checkpoints", keep=1)
 
 
 def test_a_failed_save_is_reported_and_leaves_the_others(folder, monkeypatch):
     save(folder, 1)
-    writer = checkpoint.Writer(folder, 1, keep=9)
+    writer = checkpoint.Writer(folder, keep=9)
 
     def full(path):
         raise OSError(28, "No space left on device")

@@ -70,6 +70,33 @@ def test_nothing_to_detect_is_said_in_a_line(default, monkeypatch):
     assert all(t.finished.is_set() for t in late)  # else it would end the process later
 
 
+def test_what_may_pass_is_no_usage_error(default, monkeypatch):
+    """The job's manager starts the processes again after it."""
+
+    def unknown_host(*args, **kwargs):
+        raise RuntimeError("")
+
+    monkeypatch.setattr(jax.distributed, "initialize", unknown_host)
+    default.cluster = "auto"
+    with pytest.raises(UserError, match="could not be joined: RuntimeError Expected") as error:
+        join(default, "", -1, -1)
+    assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: Gloo all-reduce failed"), True),
+        (jax.errors.JaxRuntimeError("INTERNAL: NCCL operation failed"), True),
+        (ValueError("Gloo all-reduce failed"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
+        (ValueError("a mistake"), False),
+    ],
+)
+def test_which_errors_are_of_a_lost_connection(error, lost):
+    assert cluster._is_lost_connection(error) is lost
+
+
 def gathered(monkeypatch, *configs):
     """Each of the processes asks `_check_same` of its config; returns what all of them tell."""
     calls: list[list] = []

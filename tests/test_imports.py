@@ -28,8 +28,11 @@ ALLOWED = {  # beside `errors`, which all may raise
     "config": {"augment", "models", "optim", "parallel", "data"},
     "steps": {"augment", "models", "optim", "parallel"},
     "log": {"config", "display", "overview", "pictures", "records", "steps", "summaries"},
+    "stop": set(),
+    "saver": {"checkpoint", "optim", "parallel", "steps"},
+    "trace": {"log", "steps"},
     "train": {"data", "steps", "checkpoint", "parallel", "config", "optim"}
-    | {"log", "display", "overview"},
+    | {"log", "display", "overview", "saver", "stop", "trace"},
     "evaluate": {"data", "steps", "checkpoint", "parallel", "optim"}
     | {"display", "pictures", "predictions", "summaries"},
     "plots": {"overview", "predictions"},
@@ -55,7 +58,7 @@ WITHIN_DATA = {
     "synthetic": set(),
     "download": set(),
     "tfds": {"download"},
-    "sources": {"native", "synthetic", "download", "tfds"},
+    "sources": {"native", "synthetic", "download", "tfds", "shards"},
     "batches": {"sources"},
     "feeds": {"batches"},
     "shards": set(),

@@ -1,5 +1,6 @@
 """The training loop: bit-exact resume, cadence, divergence, signals."""
 
+import contextlib
 import math
 import os
 import re
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import checkpoint, display, records, steps, train
+from cifar_jax import checkpoint, display, records, saver, steps, stop, trace, train
 from cifar_jax import config as config_lib
 from cifar_jax import log as log_lib
 from cifar_jax.data import shards, sources
@@ -47,20 +48,20 @@ def test_another_seed_gives_others(config, tmp_path, uninterrupted):
     assert state_bytes(train.train(config, tmp_path)) != expected
 
 
-@pytest.mark.parametrize("stop", [0, 1, 2])
+@pytest.mark.parametrize("last", [0, 1, 2])
 def test_a_resumed_run_gives_the_bytes_of_the_uninterrupted_one(
-    config, tmp_path, uninterrupted, stop, monkeypatch, capsys
+    config, tmp_path, uninterrupted, last, monkeypatch, capsys
 ):
     expected = uninterrupted(config)
     original = log_lib.Log.note
 
     def note(self, number, *rest):
         original(self, number, *rest)
-        if number == stop:
+        if number == last:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(log_lib.Log, "note", note)
-    with pytest.raises(train.Interrupted, match=r"Stopped by SIGTERM: step \d is saved") as stopped:
+    with pytest.raises(stop.Interrupted, match=r"Stopped by SIGTERM: step \d is saved") as stopped:
         train.train(config, tmp_path)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     monkeypatch.undo()
@@ -73,24 +74,24 @@ def test_a_resumed_run_gives_the_bytes_of_the_uninterrupted_one(
 def test_a_signal_between_two_looks_is_not_taken_for_saved(config, tmp_path, monkeypatch):
     """It comes while the loop asks whether a checkpoint is due. The next step carries it to all
     processes, the one after ends; and step 3, which is saved by its number, is between them."""
-    original = train._Saver.due
+    original = saver.Saver.due
 
     def due(self, step):
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, step)
 
-    monkeypatch.setattr(train._Saver, "due", due)
-    with pytest.raises(train.Interrupted, match="step 5 is saved"):
+    monkeypatch.setattr(saver.Saver, "due", due)
+    with pytest.raises(stop.Interrupted, match="step 5 is saved"):
         train.train(config, tmp_path)
     assert checkpoint.newest(tmp_path / "checkpoints", print) == 5
 
 
 def test_the_second_signal_does_what_it_did_before():
     before = signal.getsignal(signal.SIGINT)
-    with train._Stop() as stop:
+    with stop.Stop() as noted:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.signal == signal.SIGINT
+        assert noted.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -120,6 +121,32 @@ def test_a_mark_of_an_earlier_end_is_taken_away(config, tmp_path):
     )
     assert seen == [None, None]
     assert checkpoint.finished(folder) == 6
+
+
+def test_an_end_that_was_not_marked_is_marked(config, tmp_path):
+    """Else an evaluation beside it would wait for ever."""
+    train.train(config, tmp_path)
+    checkpoint.mark_finished(tmp_path / "checkpoints", None)
+    train.train(config, tmp_path)
+    assert checkpoint.finished(tmp_path / "checkpoints") == 6
+
+
+def test_a_start_beside_another_changes_nothing(config, tmp_path):
+    train.train(config, tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    config.optim.learning_rate = 0.7
+    with (
+        contextlib.closing(checkpoint.Writer(tmp_path / "checkpoints", keep=1)),
+        pytest.raises(UserError, match="is writing to"),
+    ):
+        train.train(config, tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_call_ends_where_a_trace_begins_or_ends(config, tmp_path):
+    config.profile.steps = (13, 17)
+    found = trace.Trace(config, tmp_path, types.SimpleNamespace(writes=True))
+    assert [found.next_due(step) for step in (0, 12, 13, 16, 17)] == [13, 13, 17, 17, math.inf]
 
 
 def test_the_metrics_before_a_checkpoint_are_read_before_it(config, tmp_path, monkeypatch):
@@ -188,7 +215,7 @@ def test_a_call_ends_before_the_next_step_that_tells(a_log, cadence, shortest, f
     names = ("scalars", "images", "histograms")
     a_log._config.summaries.update(dict(zip(names, cadence, strict=True)))
     assert a_log.shortest() == shortest
-    assert {number: a_log.next_told(number) for number in following} == following
+    assert {number: a_log.next_due(number) for number in following} == following
     assert all(a_log.detail(step) for step in following.values() if step < math.inf)
     between = range(1, int(min(shortest, 10)))
     assert not any(a_log.detail(step) for step in between)
@@ -233,7 +260,7 @@ def test_the_share_of_time_that_waits_for_data(a_log, clock, tmp_path):
 def test_images_give_the_same_bytes_wherever_they_are(config, tmp_path, uninterrupted, placement):
     expected = uninterrupted(config)
     data = sources.load(config.data, "train")
-    shards.write(tmp_path / "shards", "train", *data.load(), num_shards=3)
+    shards.write(tmp_path / "shards", "train", data, num_shards=3)
     config.data.update(placement=placement, shards=str(tmp_path / "shards"), num_threads=2)
     assert state_bytes(train.train(config, tmp_path / "run")) == expected
     stored = config_lib.load(tmp_path / "run")
@@ -244,7 +271,7 @@ def test_images_give_the_same_bytes_wherever_they_are(config, tmp_path, uninterr
 
 def test_a_damaged_shard_stops_the_run_and_says_which(config, tmp_path):
     data = sources.load(config.data, "train")
-    shards.write(tmp_path / "shards", "train", *data.load(), num_shards=1)
+    shards.write(tmp_path / "shards", "train", data, num_shards=1)
     (file,) = (tmp_path / "shards" / "train").glob("*.array_record")
     content = bytearray(file.read_bytes())
     content[70_000] ^= 1

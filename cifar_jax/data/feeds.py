@@ -64,16 +64,16 @@ def free_mib(devices: Sequence[jax.Device]) -> int:
     known = [each["bytes_limit"] - each["bytes_in_use"] for each in stats if each]
     if known:
         return min(known) // 2**20
-    return _free_on_host() // len(devices) // 2**20
+    return free_mib_of_host() // len(devices)
 
 
-def _free_on_host() -> int:
+def free_mib_of_host() -> int:
     try:  # What is free and what files were read into, which is as good.
         lines = Path("/proc/meminfo").read_text().splitlines()
         (available,) = (line for line in lines if line.startswith("MemAvailable:"))
-        return 1024 * int(available.split()[1])
+        return int(available.split()[1]) // 1024
     except (OSError, ValueError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
 def gather(images: np.ndarray, labels: np.ndarray) -> Read:

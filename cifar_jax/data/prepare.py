@@ -28,15 +28,13 @@ _DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
 def prepare(config: ConfigDict, out: Path, num_shards: int) -> None:
     """Writes the splits of the dataset of `config` (config.data) to `out`: both, or nothing.
 
-    Raises UserError as `sources.load` and `shards.write` do.
+    Raises UserError as `sources.examples` and `shards.write` do.
     """
     with shards.appearing(out) as part:
         for split in sources.SPLITS:
-            data = sources.load(config, split)
+            examples = sources.examples(config, split)
             with _progress(split) as progress:
-                shards.write(
-                    part, split, data.images, data.labels, data.class_names, num_shards, progress
-                )
+                shards.write(part, split, examples, num_shards, progress)
     print(f"The shards are in {out}")
 
 

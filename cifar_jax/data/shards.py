@@ -14,9 +14,9 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -28,6 +28,7 @@ MANIFEST = "shards.json"
 _SUFFIX = ".array_record"
 _LABEL_BYTES = 4
 _REPORT_EVERY = 1_000  # images
+_LOAD_IMAGES = 10_000  # at once: records and their images lie in memory side by side
 # A record by itself, as no read wants its neighbours; pictures hardly shrink.
 _WRITE = "group_size:1,uncompressed"
 # Without reading ahead, which random access would throw away.
@@ -80,7 +81,12 @@ class Shards:
 
     def load(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """All images, labels and the class names, for a split that fits into memory."""
-        return *self.read(np.arange(len(self))), self.class_names
+        images = np.empty((len(self), *self.shape), np.uint8)
+        labels = np.empty(len(self), np.int32)
+        for start in range(0, len(self), _LOAD_IMAGES):
+            part = np.arange(start, min(start + _LOAD_IMAGES, len(self)))
+            images[part], labels[part] = self.read(part)
+        return images, labels, self.class_names
 
     def _read_file(self, number: int, places: np.ndarray) -> list[bytes]:
         path = self._paths[number]
@@ -139,8 +145,8 @@ def _check_size(path: Path, expected: int) -> None:
 def _damaged(path: Path, problem: str, expected: str) -> UserError:
     folder = path.parent.parent  # of all splits
     return UserError(
-        f"{path}: {problem}, expected {expected}. Delete {folder} and make it again: "
-        f"python -m cifar_jax.data.prepare --out={folder}"
+        f"{path}: {problem}, expected {expected}. Delete {folder} and make it again, from the "
+        f"source it came from: python -m cifar_jax.data.prepare --source=SOURCE --out={folder}"
     )
 
 
@@ -151,50 +157,66 @@ def _one_line(error: Exception) -> str:
 # -- writing -------------------------------------------------------------------------------------
 
 
+class Examples(Protocol):
+    """A split that is gone through once, from its first image to its last."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Each image, uint8 [H, W, C], with its label."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: H, W, C."""
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+
 def write(
     folder: Path,
     split: str,
-    images: np.ndarray,
-    labels: np.ndarray,
-    class_names: Sequence[str],
+    examples: Examples,
     num_shards: int,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Writes images uint8 [N, H, W, C] and labels [N] to `folder`/`split`, whole or not at all.
+    """Writes `examples` to `folder`/`split`, whole or not at all, and holds one at a time.
 
-    The images may be a np.memmap: they are read from first to last, and held one at a time. There
-    are never more files than images. Raises UserError where the disk is full or not writable, and
-    where complete shards, or anything else, are there already.
+    There are never more files than images. Raises UserError where the disk is full or not writable,
+    and where complete shards, or anything else, are there already.
     """
-    bounds = np.linspace(0, len(images), min(num_shards, len(images)) + 1, dtype=int)
+    bounds = np.linspace(0, len(examples), min(num_shards, len(examples)) + 1, dtype=int)
+    coming = iter(examples)
     with appearing(folder / split) as part:
         files = {}
         for number, (start, end) in enumerate(itertools.pairwise(bounds)):
             path = part / f"{split}-{number:05}-of-{len(bounds) - 1:05}{_SUFFIX}"
-            for done in _write_file(path, images[start:end], labels[start:end]):
-                progress(int(start) + done, len(images))
+            for done in _write_file(path, itertools.islice(coming, int(end - start))):
+                progress(int(start) + done, len(examples))
             files[path.name] = {"images": int(end - start), "bytes": path.stat().st_size}
         manifest = {
             "format": FORMAT,
-            "shape": images.shape[1:],
-            "class_names": list(class_names),
+            "shape": examples.shape,
+            "class_names": list(examples.class_names),
             "files": files,
         }
         (part / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _write_file(path: Path, images: np.ndarray, labels: np.ndarray) -> Iterator[int]:
+def _write_file(path: Path, examples: Iterable[tuple[np.ndarray, int]]) -> Iterator[int]:
     """Writes one file, and gives now and then how many of its images are written."""
+    done = 0
     try:
         writer = ArrayRecordWriter(str(path), _WRITE)
-        for i, (image, label) in enumerate(zip(images, labels.astype("<i4"), strict=True)):
-            if i % _REPORT_EVERY == 0:
-                yield i
-            writer.write(label.tobytes() + image.tobytes())
+        for image, label in examples:
+            if done % _REPORT_EVERY == 0:
+                yield done
+            writer.write(np.array(label, "<i4").tobytes() + image.tobytes())
+            done += 1
         writer.close()
     except RuntimeError as error:  # what ArrayRecord makes of the system's errors
         raise OSError(_one_line(error)) from error
-    yield len(images)
+    yield done
 
 
 @contextlib.contextmanager

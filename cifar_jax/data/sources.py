@@ -1,14 +1,16 @@
-"""Where images come from: a registry of sources, each of which gives the same kind of dataset."""
+"""Where images come from: a registry of sources, each of which gives the same kind of dataset; or
+the shards that `prepare` has made of one."""
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from cifar_jax.data import download, native, synthetic, tfds
+from cifar_jax.data import download, native, shards, synthetic, tfds
 from cifar_jax.errors import UserError
 
 CIFAR10 = download.Archive(
@@ -37,6 +39,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        return zip(self.images, self.labels, strict=True)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one image: H, W, C."""
@@ -52,10 +57,27 @@ def load(config: ConfigDict, split: str) -> Split:
 
     Raises UserError for files that are missing, damaged or out of reach, and for an empty split.
     """
-    loaded = _SOURCES[config.source](config, split)
-    if not len(loaded):
+    return _not_empty(_SOURCES[config.source](config, split), config, split)
+
+
+def examples(config: ConfigDict, split: str) -> shards.Examples:
+    """As `load`, but one image after the other where that is how they lie on disk."""
+    if config.source == "tfds":
+        return _not_empty(_tfds_examples(config, split), config, split)
+    return load(config, split)
+
+
+def open(config: ConfigDict, split: str) -> Split | shards.Shards:
+    """The shards of `config.shards` where it names some, else as `load`; both can `load()`."""
+    if config.shards:
+        return shards.open(Path(config.shards), split)
+    return load(config, split)
+
+
+def _not_empty(found: Any, config: ConfigDict, split: str) -> Any:
+    if not len(found):
         raise UserError(f"The {split} split of '{config.source}' is empty; expected images.")
-    return loaded
+    return found
 
 
 def data_dir(config: ConfigDict) -> Path:
@@ -111,8 +133,12 @@ def _synthetic(config: ConfigDict, split: str) -> Split:
 
 
 def _tfds(config: ConfigDict, split: str) -> Split:
+    return Split(*_tfds_examples(config, split).load())
+
+
+def _tfds_examples(config: ConfigDict, split: str) -> tfds.Examples:
     name = config.tfds_train_split if split == "train" else config.tfds_test_split
-    return Split(*tfds.read(config.tfds_name, name, str(data_dir(config))))
+    return tfds.open(config.tfds_name, name, str(data_dir(config)))
 
 
 _SOURCES: dict[str, Callable[[ConfigDict, str], Split]] = {

@@ -8,6 +8,7 @@ imported only when a dataset is asked for.
 import difflib
 import importlib.util
 import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,34 +18,62 @@ from cifar_jax.data.download import NetworkError, open_url
 from cifar_jax.errors import UserError
 
 
-def read(
-    name: str, split: str, data_dir: str | None
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Reads a split, after preparing the dataset where that is possible and still to do.
+class Examples:
+    """A split of a prepared dataset, decoded as it is gone through.
+
+    That raises UserError for an image of another size than the first, and for a label that has no
+    class.
+    """
+
+    def __init__(self, what: str, source: Any, class_names: tuple[str, ...]):
+        self._what, self._source, self.class_names = what, source, class_names
+        self.shape: tuple[int, ...] = source[0]["image"].shape if len(source) else (0, 0, 3)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        for i, example in enumerate(self._source):
+            image, label = example["image"], int(example["label"])
+            if image.shape != self.shape or image.shape[2:] != (3,):
+                raise UserError(
+                    f"Image {i} of {self._what} has shape {image.shape} and image 0 {self.shape}, "
+                    "expected [H, W, 3], the same for all. Choose a dataset whose images are all "
+                    "of one size."
+                )
+            if not 0 <= label < len(self.class_names):
+                raise UserError(
+                    f"Image {i} of {self._what} has the label {label}, expected 0 to "
+                    f"{len(self.class_names) - 1}. Choose a split whose images are all labelled."
+                )
+            yield image, label
+
+    def load(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """All images uint8 [N, H, W, 3], their labels int32 [N] and the class names."""
+        images = np.empty((len(self), *self.shape), np.uint8)
+        labels = np.empty(len(self), np.int32)
+        for i, example in enumerate(self):
+            images[i], labels[i] = example
+        return images, labels, self.class_names
+
+
+def open(name: str, split: str, data_dir: str | None) -> Examples:
+    """Opens a split, after preparing the dataset where that is possible and still to do.
 
     Args:
         name: Dataset, with config and version where they matter: `svhn_cropped`, `cifar10:3.0.2`.
         split: Split in tensorflow-datasets' notation: `train`, `train[:90%]`.
         data_dir: Folder of prepared datasets; None or "" for tensorflow-datasets' own default.
 
-    Returns:
-        images uint8 [N, H, W, 3], labels int32 [N] and the names of the classes, by label.
-
     Raises:
         UserError: an unknown name or split, a dataset that is not prepared and cannot be here, or
-            one whose examples are not RGB images of one size with a label.
+            one whose examples are not RGB images with a label.
     """
     builder = _builder(name, data_dir or None)
     if not builder.is_prepared():
         _prepare(name, builder)
     names = _class_names(name, builder.info.features)
-    images, labels = _decode(f"{name} {split}", _source(name, builder, split))
-    if len(labels) and (labels.min() < 0 or labels.max() >= len(names)):
-        raise UserError(
-            f"Dataset {name} split {split} has labels from {labels.min()} to {labels.max()}, "
-            f"expected 0 to {len(names) - 1}. Choose a split whose images are all labelled."
-        )
-    return images, labels, names
+    return Examples(f"{name} {split}", _source(name, builder, split), names)
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
@@ -142,25 +171,6 @@ def _source(name: str, builder: Any, split: str) -> Any:
             f"Cannot read split {split} of dataset {name}: {_one_line(error)}. Expected one of "
             f"{', '.join(builder.info.splits)}, or a part of one, such as train[:90%]."
         ) from error
-
-
-def _decode(what: str, source: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes every example into images uint8 [N, H, W, 3] and labels int32 [N]."""
-    if not len(source):
-        return np.empty((0, 0, 0, 3), np.uint8), np.empty(0, np.int32)
-    first = source[0]["image"]
-    images = np.empty((len(source), *first.shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    for i, example in enumerate(source):
-        image = example["image"]
-        if image.shape != first.shape or image.shape[2:] != (3,):
-            raise UserError(
-                f"Image {i} of {what} has shape {image.shape} and image 0 {first.shape}, expected "
-                "[H, W, 3], the same for all. Choose a dataset whose images are all of one size."
-            )
-        images[i] = image
-        labels[i] = example["label"]
-    return images, labels
 
 
 def _one_line(message: object) -> str:

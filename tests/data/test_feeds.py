@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cifar_jax import parallel
-from cifar_jax.data import batches, feeds, shards
-from tests.conftest import ROOT, random_images
+from cifar_jax.data import batches, feeds, shards, sources
+from tests.conftest import NAMES, ROOT, random_images
 
 NUM_IMAGES, BATCH, SEED = 90, 16, 5
 CALLS = {
@@ -37,7 +37,7 @@ def data():
 @pytest.fixture(scope="module")
 def reads(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    shards.write(folder, "train", *data, [str(n) for n in range(10)], num_shards=4)
+    shards.write(folder, "train", sources.Split(*data, NAMES), num_shards=4)
     mapped = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, data[0].shape)
     mapped[:] = data[0]
     return {
@@ -307,5 +307,5 @@ def test_free_memory_is_that_of_the_fullest_device_or_a_share_of_the_host(monkey
     gpus = [FakeDevice("gpu", 100 * MIB, 30 * MIB), FakeDevice("gpu", 100 * MIB, 60 * MIB)]
     assert feeds.free_mib(gpus) == 40
     assert feeds.free_mib(jax.devices("cpu")) > 0
-    monkeypatch.setattr(feeds, "_free_on_host", lambda: 1000 * MIB)
+    monkeypatch.setattr(feeds, "free_mib_of_host", lambda: 1000)
     assert feeds.free_mib([FakeDevice("cpu")] * 4) == 250

@@ -5,7 +5,7 @@ import concurrent.futures
 import numpy as np
 import pytest
 
-from cifar_jax.data import shards
+from cifar_jax.data import shards, sources
 from cifar_jax.errors import UserError
 from tests.conftest import NAMES, NUM_TRAIN, random_images
 
@@ -21,7 +21,7 @@ def data():
 @pytest.fixture
 def folder(data, tmp_path):
     """90 training images in 4 files."""
-    shards.write(tmp_path / "set", "train", *data, NAMES, num_shards=4)
+    shards.write(tmp_path / "set", "train", sources.Split(*data, NAMES), num_shards=4)
     return tmp_path / "set"
 
 
@@ -58,6 +58,13 @@ def test_outside_of_the_split_is_an_index_error(folder, indices):
         shards.open(folder, "train").read(np.array(indices))
 
 
+def test_all_images_are_read_a_part_at_a_time(monkeypatch, data, folder):
+    monkeypatch.setattr(shards, "_LOAD_IMAGES", 40)
+    images, labels, _ = shards.open(folder, "train").load()
+    np.testing.assert_array_equal(images, data[0])
+    np.testing.assert_array_equal(labels, data[1])
+
+
 def test_threads_share_one(data, folder):
     found = shards.open(folder, "train")
     orders = [np.random.default_rng(n).permutation(NUM_TRAIN) for n in range(64)]
@@ -71,7 +78,7 @@ def test_threads_share_one(data, folder):
 def test_other_shapes_larger_labels_and_fewer_images_than_files(tmp_path, shape):
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     labels = np.arange(70_000, 70_000 + len(images))
-    shards.write(tmp_path, "test", images, labels, ["a"], num_shards=8)
+    shards.write(tmp_path, "test", sources.Split(images, labels, ("a",)), num_shards=8)
     found = shards.open(tmp_path, "test")
     assert len(list((tmp_path / "test").glob("*.array_record"))) == len(images)
     for read, written in zip(found.read(np.arange(len(images))), (images, labels), strict=True):
@@ -81,7 +88,8 @@ def test_other_shapes_larger_labels_and_fewer_images_than_files(tmp_path, shape)
 def test_progress_goes_up_to_the_end(monkeypatch, data, tmp_path):
     monkeypatch.setattr(shards, "_REPORT_EVERY", 20)
     told = []
-    shards.write(tmp_path, "train", *data, NAMES, 2, lambda done, total: told.append((done, total)))
+    split = sources.Split(*data, NAMES)
+    shards.write(tmp_path, "train", split, 2, lambda done, total: told.append((done, total)))
     assert told == [(n, 90) for n in (0, 20, 40, 45, 45, 65, 85, 90)]
 
 
@@ -95,7 +103,7 @@ def test_a_missing_file_is_found_at_once(folder):
     text = one_line(error)
     assert str(files(folder)[0].with_name("train-00002-of-00004.array_record")) in text
     assert "No such file" in text
-    assert f"{REMEDY} --out={folder}" in text
+    assert f"{REMEDY} --source=SOURCE --out={folder}" in text
 
 
 def test_a_truncated_file_is_found_at_once(folder):
@@ -130,7 +138,12 @@ def test_other_content_of_the_same_size_is_found_when_it_is_read(tmp_path, folde
         path.write_bytes(bytes(path.stat().st_size))
     elif change == "swap":
         images = np.zeros((90, 4, 4, 3), np.uint8)
-        shards.write(tmp_path / "small", "train", images, np.zeros(90), NAMES, num_shards=4)
+        shards.write(
+            tmp_path / "small",
+            "train",
+            sources.Split(images, np.zeros(90, int), NAMES),
+            num_shards=4,
+        )
         files(tmp_path / "small")[0].rename(path)
     else:
         path.unlink()
@@ -167,14 +180,14 @@ def test_a_manifest_that_is_none(folder, content, expected):
 def test_complete_shards_are_not_overwritten(data, folder):
     before = (folder / "train" / shards.MANIFEST).stat().st_mtime_ns
     with pytest.raises(UserError, match="already holds shards"):
-        shards.write(folder, "train", *data, NAMES, num_shards=2)
+        shards.write(folder, "train", sources.Split(*data, NAMES), num_shards=2)
     assert (folder / "train" / shards.MANIFEST).stat().st_mtime_ns == before
     assert [path.name for path in folder.iterdir()] == ["train"]
 
 
 def test_incomplete_shards_are_written_anew(data, folder):
     files(folder)[0].unlink()
-    shards.write(folder, "train", *data, NAMES, num_shards=2)
+    shards.write(folder, "train", sources.Split(*data, NAMES), num_shards=2)
     assert len(shards.open(folder, "train")) == 90
     assert len(files(folder)) == 2
 
@@ -185,7 +198,7 @@ def test_what_is_not_ours_is_never_deleted(data, tmp_path, where):
     precious = tmp_path / where / "deep" / "thesis.tex"
     precious.write_text("all of it")
     with pytest.raises(UserError, match="holds deep/thesis.tex"):
-        shards.write(tmp_path, "train", *data, NAMES, num_shards=2)
+        shards.write(tmp_path, "train", sources.Split(*data, NAMES), num_shards=2)
     assert precious.read_text() == "all of it"
 
 
@@ -195,14 +208,14 @@ def test_an_interruption_leaves_nothing_and_a_kill_nothing_that_lasts(data, tmp_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        shards.write(tmp_path, "train", *data, NAMES, 2, interrupt)
+        shards.write(tmp_path, "train", sources.Split(*data, NAMES), 2, interrupt)
     assert not list(tmp_path.iterdir())
     left = tmp_path / "train.part"  # by a process that was killed
     (left / "deep").mkdir(parents=True)
     (left / "train-00007-of-00008.array_record").write_text("half")
     with pytest.raises(UserError):
         shards.open(tmp_path, "train")
-    shards.write(tmp_path, "train", *data, NAMES, num_shards=2)
+    shards.write(tmp_path, "train", sources.Split(*data, NAMES), num_shards=2)
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
     assert len(list((tmp_path / "train").iterdir())) == 3
 
@@ -211,7 +224,7 @@ def test_two_writers_do_not_meet_in_one_folder(data, tmp_path):
     with shards.appearing(tmp_path / "train") as part:
         (part / "train-00000-of-00001.array_record").write_text("half")
         with pytest.raises(UserError, match="another process is writing"):
-            shards.write(tmp_path, "train", *data, NAMES, num_shards=2)
+            shards.write(tmp_path, "train", sources.Split(*data, NAMES), num_shards=2)
         assert list(part.iterdir())
 
 
@@ -219,7 +232,7 @@ def test_two_writers_do_not_meet_in_one_folder(data, tmp_path):
 def test_where_nothing_can_be_written(data, tmp_path, where):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="(Cannot write to|is a file)"):
-        shards.write(tmp_path / where, "train", *data, NAMES, num_shards=2)
+        shards.write(tmp_path / where, "train", sources.Split(*data, NAMES), num_shards=2)
 
 
 def test_a_full_disk(data, tmp_path, monkeypatch):
@@ -232,5 +245,5 @@ def test_a_full_disk(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(shards, "ArrayRecordWriter", Writer)
     with pytest.raises(UserError, match="No space left on device; at byte 0"):
-        shards.write(tmp_path, "train", *data, NAMES, num_shards=2)
+        shards.write(tmp_path, "train", sources.Split(*data, NAMES), num_shards=2)
     assert not list(tmp_path.iterdir())

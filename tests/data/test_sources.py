@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from cifar_jax.data import download, native, sources, synthetic
+from cifar_jax.data import download, native, shards, sources, synthetic, tfds
 from cifar_jax.errors import UserError
 from tests.conftest import NAMES, NUM_TEST, NUM_TRAIN, random_images
 
@@ -52,11 +52,11 @@ def test_synthetic_is_drawn_once_and_read_as_cifar10(config, tmp_path, capsys):
 def test_tfds_split_names_and_folder_come_from_the_config(config, monkeypatch):
     asked = []
 
-    def read(*arguments):
+    def open(*arguments):
         asked.append(arguments)
-        return np.zeros((1, 28, 28, 3), np.uint8), np.zeros(1, np.int32), ("zero",)
+        return tfds.Examples("zeros", [{"image": np.zeros((28, 28, 3)), "label": 0}], ("zero",))
 
-    monkeypatch.setattr(sources.tfds, "read", read)
+    monkeypatch.setattr(sources.tfds, "open", open)
     config.data.update(source="tfds", tfds_name="svhn_cropped", tfds_train_split="extra", dir="/D")
     sources.load(config.data, "train")
     sources.load(config.data, "test")
@@ -64,8 +64,8 @@ def test_tfds_split_names_and_folder_come_from_the_config(config, monkeypatch):
 
 
 def test_an_empty_split_is_refused(config, monkeypatch):
-    empty = np.zeros((0, 32, 32, 3), np.uint8), np.zeros(0, np.int32), ("zero",)
-    monkeypatch.setattr(sources.tfds, "read", lambda *arguments: empty)
+    empty = tfds.Examples("nothing", [], ("zero",))
+    monkeypatch.setattr(sources.tfds, "open", lambda *arguments: empty)
     config.data.source = "tfds"
     with pytest.raises(UserError, match="The test split of 'tfds' is empty"):
         sources.load(config.data, "test")
@@ -113,3 +113,13 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         native.write_folder(tmp_path / "set", random_images(2, 0), random_images(2, 1), NAMES)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_take_the_place_of_their_source(config, tmp_path):
+    """For evaluation, too: whatever the source is called that they were made from."""
+    expected = sources.load(config.data, "test")
+    shards.write(tmp_path, "test", expected, num_shards=2)
+    config.data.update(source="cifar100", shards=str(tmp_path))
+    found = sources.open(config.data, "test")
+    assert found.class_names == NAMES
+    np.testing.assert_array_equal(found.load()[0], expected.images)

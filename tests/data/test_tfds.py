@@ -85,7 +85,7 @@ def as_if_tensorflow(monkeypatch: pytest.MonkeyPatch, without_tensorflow: None) 
 
 def test_reads_images_labels_and_names(tmp_path: Path) -> None:
     prepare(tmp_path)
-    images, labels, names = tfds.read("tiny", "train", str(tmp_path))
+    images, labels, names = tfds.open("tiny", "train", str(tmp_path)).load()
     assert names == NAMES
     assert (images.dtype, images.shape) == (np.uint8, (7, 4, 6, 3))
     assert labels.dtype == np.int32
@@ -100,7 +100,7 @@ def test_reads_images_labels_and_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("split", "count"), [("test", 3), ("train[:2]", 2), ("train+test", 10)])
 def test_split_notation(tmp_path: Path, split: str, count: int) -> None:
     prepare(tmp_path)
-    images, labels, _ = tfds.read("tiny:1.0.0", split, str(tmp_path))
+    images, labels, _ = tfds.open("tiny:1.0.0", split, str(tmp_path)).load()
     assert len(images) == len(labels) == count
 
 
@@ -108,13 +108,13 @@ def test_split_notation(tmp_path: Path, split: str, count: int) -> None:
 def test_wrong_split_names_the_splits(tmp_path: Path, split: str) -> None:
     prepare(tmp_path)
     with pytest.raises(UserError, match="Expected one of train, test") as caught:
-        tfds.read("tiny", split, str(tmp_path))
+        tfds.open("tiny", split, str(tmp_path)).load()
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_dataset_suggests_a_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Unknown dataset cifar11: .* Did you mean cifar10"):
-        tfds.read("cifar11", "train", str(tmp_path))
+        tfds.open("cifar11", "train", str(tmp_path)).load()
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_unknown_dataset_suggests_a_name(tmp_path: Path) -> None:
 )
 def test_unusable_name(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
-        tfds.read(name, "train", str(tmp_path))
+        tfds.open(name, "train", str(tmp_path)).load()
     assert "\n" not in str(caught.value)
 
 
 def test_unprepared_says_where_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        tfds.read("cifar10", "train", str(tmp_path))
+        tfds.open("cifar10", "train", str(tmp_path)).load()
     message = str(caught.value)
     for part in (
         str(tmp_path / "cifar10"),
@@ -154,7 +154,7 @@ def test_unprepared_without_a_network_fails_at_once(
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     with pytest.raises(UserError, match="cs.toronto.edu.*: Network is unreachable"):
-        tfds.read("cifar10", "train", str(tmp_path))
+        tfds.open("cifar10", "train", str(tmp_path)).load()
 
 
 def test_prepares_where_tensorflow_is(
@@ -167,7 +167,7 @@ def test_prepares_where_tensorflow_is(
     monkeypatch.setattr(
         tfds, "_builder", lambda name, data_dir: Tiny(features, {}, data_dir=data_dir)
     )
-    images, _, _ = tfds.read("tiny", "train", str(tmp_path))
+    images, _, _ = tfds.open("tiny", "train", str(tmp_path)).load()
     assert len(images) == 7
     assert list(tmp_path.glob("tiny/1.0.0/tiny-train.array_record-*"))
 
@@ -180,7 +180,7 @@ def test_failed_preparation_says_why(
     builder = Tiny(features, change, data_dir=tmp_path)
     monkeypatch.setattr(tfds, "_builder", lambda name, data_dir: builder)
     with pytest.raises(UserError, match="not prepared at .*missing.png") as caught:
-        tfds.read("tiny", "train", str(tmp_path))
+        tfds.open("tiny", "train", str(tmp_path)).load()
     assert "\n" not in str(caught.value)
 
 
@@ -189,7 +189,7 @@ def test_other_file_formats_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "tiny/1.0.0/dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
     with pytest.raises(UserError, match="stored as tfrecord, expected array_record"):
-        tfds.read("tiny", "train", str(tmp_path))
+        tfds.open("tiny", "train", str(tmp_path)).load()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_wrong_features(tmp_path: Path, features: dict[str, Any]) -> None:
     text = isinstance(features.get("image"), tensorflow_datasets.features.Text)
     prepare(tmp_path, {i: {"image": "text"} for i in range(10)} if text else None, **features)
     with pytest.raises(UserError, match="has features .* expected an 'image'") as caught:
-        tfds.read("tiny", "train", str(tmp_path))
+        tfds.open("tiny", "train", str(tmp_path)).load()
     assert "\n" not in str(caught.value)
 
 
@@ -218,17 +218,17 @@ def test_unusable_image_shapes(
 ) -> None:
     prepare(tmp_path, {i: {"image": Image.fromarray(make_image(i, shape))} for i in changed})
     with pytest.raises(UserError, match="of tiny train has shape .* the same for all"):
-        tfds.read("tiny", "train", str(tmp_path))
+        tfds.open("tiny", "train", str(tmp_path)).load()
 
 
 def test_unlabelled_images(tmp_path: Path) -> None:
     prepare(tmp_path, {8: {"label": -1}})
-    with pytest.raises(UserError, match="split test has labels from -1 to .*, expected 0 to 2"):
-        tfds.read("tiny", "test", str(tmp_path))
-    assert len(tfds.read("tiny", "train", str(tmp_path))[1]) == 7
+    with pytest.raises(UserError, match="Image . of tiny test has the label -1, expected 0 to 2"):
+        tfds.open("tiny", "test", str(tmp_path)).load()
+    assert len(tfds.open("tiny", "train", str(tmp_path))) == 7
 
 
 def test_missing_library_is_an_error_the_user_can_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(UserError, match="pip install tensorflow-datasets"):
-        tfds.read("cifar10", "train", None)
+        tfds.open("cifar10", "train", None).load()

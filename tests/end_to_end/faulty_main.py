@@ -5,12 +5,14 @@ devices N            so many devices in place of one
 kill in step N       SIGKILL before its part of step N, for which the others wait
 stop in step N       SIGSTOP there
 kill in save N       SIGKILL when its part of checkpoint N is being written
+slow end N           N seconds longer than usual for its log at the end
 kill in seal N       SIGKILL when checkpoint N is written, and its manifest is not
 """
 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -52,6 +54,18 @@ def break_seal(wanted: int, written: bool) -> None:
     checkpoint.Writer._seal = faulty
 
 
+def slow_end(seconds: int) -> None:
+    from cifar_jax import log
+
+    close = log.Log.close
+
+    def slow(self):
+        time.sleep(seconds)
+        close(self)
+
+    log.Log.close = slow
+
+
 kind, _, value = os.environ["FAULT"].rpartition(" ")
 if f"--process_id={os.environ['FAULTY']}" in sys.argv:
     if kind == "add":
@@ -68,6 +82,8 @@ if __name__ == "__main__":
         runtime.start()
         if kind.endswith("in step"):
             break_step(int(value), signal.SIGSTOP if "stop" in kind else signal.SIGKILL)
+        elif kind == "slow end":
+            slow_end(int(value))
         elif kind.endswith(("in save", "in seal")):
             break_seal(int(value), written="seal" in kind)
     sys.exit(main.main())

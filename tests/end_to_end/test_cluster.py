@@ -13,7 +13,7 @@ import pytest
 
 from cifar_jax import checkpoint, optim, records, steps
 from cifar_jax import config as config_lib
-from cifar_jax.data import native, shards
+from cifar_jax.data import native, shards, sources
 from tests.conftest import NAMES, NUM_TRAIN, ROOT, random_images
 
 pytestmark = pytest.mark.slow
@@ -114,6 +114,29 @@ def test_a_process_that_hangs_is_found(launch, tmp_path):
     assert checkpoint.newest(tmp_path / "run" / "checkpoints", print) in (20, 30)
 
 
+def test_the_others_wait_for_what_one_still_has_to_write(launch, tmp_path):
+    code, out = launch(
+        tmp_path / "run",
+        *("--config.heartbeat_seconds=3", "--config.num_steps=4"),
+        fault="slow end 12",
+        faulty=0,
+    )
+    assert code == 0, out
+    assert checkpoint.finished(tmp_path / "run" / "checkpoints") == 4
+
+
+def test_a_loss_that_diverges_is_not_tried_again(launch, tmp_path):
+    code, out = launch(
+        tmp_path / "run",
+        *("--config.optim.learning_rate=1e9", "--config.log_every_steps=1"),
+        options=["--restarts=2"],
+    )
+    assert code == 3, out
+    for process in (0, 1):
+        assert len(re.findall(rf"^\[{process}\] The loss is nan at step", out, re.M)) == 1, out
+    assert "Starting all" not in out
+
+
 @pytest.mark.parametrize(
     ("fault", "code", "line"),
     [
@@ -149,7 +172,7 @@ def test_both_say_what_is_not_the_same(launch, tmp_path, fault, code, line):
 def test_a_damaged_shard_of_one_stops_both(launch, tmp_path):
     images, labels = random_images(NUM_TRAIN, seed=0)
     for name in ("whole", "damaged"):
-        shards.write(tmp_path / name, "train", images, labels.astype(np.int32), NAMES, num_shards=2)
+        shards.write(tmp_path / name, "train", sources.Split(images, labels, NAMES), num_shards=2)
     path = min((tmp_path / "damaged" / "train").glob("*.array_record"))
     content = bytearray(path.read_bytes())
     middle = len(content) // 2

@@ -1,0 +1,51 @@
+"""A trace of some training steps, by JAX's profiler."""
+
+import math
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from cifar_jax import steps
+from cifar_jax.log import Log
+
+
+class Trace:
+    """Traces the steps of config.profile.steps, (first, end), for TensorBoard and Perfetto."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, log: Log):
+        steps: tuple[int, int] = config.profile.steps if log.writes else (0, 0)
+        self._first, self._end = steps
+        self._workdir, self._log, self._running = workdir, log, False
+        self._folder = workdir / "tensorboard" / "train"
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def next_due(self, number: int) -> float:
+        """The next step after `number` with which it begins or before which it ends, else infinite:
+        a call must not go beyond it."""
+        return min((n for n in (self._first, self._end) if n > number), default=math.inf)
+
+    def before(self, number: int) -> None:
+        """A call that begins with step `number` is about to be made."""
+        if not self._running and self._first <= number < self._end:
+            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+            self._running = True
+
+    def after(self, number: int, state: steps.TrainState) -> None:
+        """All steps before `number` are on their way, and end with `state`."""
+        if self._running and number >= self._end:
+            with self._log.paused():
+                jax.block_until_ready(state)
+                self._stop()
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._running, self._end = False, 0
+        newest = max((self._folder / "plugins" / "profile").iterdir())
+        self._log.line(f"The trace is in {newest}: tensorboard --logdir={self._workdir}")
+
+    def __exit__(self, *error: object) -> None:
+        if self._running:
+            self._stop()
