@@ -58,10 +58,10 @@ def ask_devices() -> Figures:
     return ask(["benchmarks/scaling_case.py"], FORCED, XLA_FLAGS=flags.strip())
 
 
-def ask_processes(processes: int) -> Figures:
-    """Of several processes with a device each."""
+def ask_processes(processes: int, shares: int) -> Figures:
+    """Of several processes with a device each; one alone is also asked for shares of the batch."""
     program = "--program=benchmarks/scaling_case.py"
-    return ask(["launch/local.py", f"--processes={processes}", program, "--"], max(CPU_PROCESSES))
+    return ask(["launch/local.py", f"--processes={processes}", program, "--"], shares)
 
 
 def predict(figures: Figures, alone: Figures, count: int, batch: int) -> float:
@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> int:
     devices = ask_devices()
     on_cpu = devices["platform"] == "cpu"
     numbers = CPU_PROCESSES if on_cpu else tuple(map(int, devices["all_reduce"]))
-    rounds = [{number: ask_processes(number) for number in numbers} for _ in range(ROUNDS)]
+    rounds = [{n: ask_processes(n, max(numbers)) for n in numbers} for _ in range(ROUNDS)]
     figures = {
         "machine": report.machine(),
         "versions": report.versions(),

@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 from benchmarks import jax_cnn  # noqa: E402
 from cifar_jax import cluster, models, parallel  # noqa: E402
 
-Run = Callable[[int], object]  # so many steps, and waits for the last
+Run = Callable[[int], int]  # so many steps or a few more, and waits for the last; how many
 
 
 def counts() -> Iterator[int]:
@@ -44,7 +44,8 @@ def cases(batch: int, shares: int) -> list[tuple[int, int]]:
     the shares of 1/2, 1/4, … down to 1/`shares` of the batch."""
     found = [(count, size) for count in counts() for size in (batch, batch * count)]
     if 1 in counts():
-        found += [(1, batch // share) for share in (2**n for n in range(1, shares.bit_length()))]
+        most = max(shares, *counts())
+        found += [(1, batch // share) for share in (2**n for n in range(1, most.bit_length()))]
     return list(dict.fromkeys(found))
 
 
@@ -52,7 +53,14 @@ def make_step(count: int, batch: int) -> Run:
     config = jax_cnn.program_config(
         **{"num_devices": count, "batch_size": batch, "data.synthetic_train": max(batch, 2_048)}
     )
-    return jax_cnn.ProgramStep(config).train
+    program = jax_cnn.ProgramStep(config)
+
+    def run(steps: int) -> int:
+        whole = -(-steps // program.steps_per_call) * program.steps_per_call
+        program.train(whole)
+        return whole
+
+    return run
 
 
 def make_all_reduce(count: int) -> Run:
@@ -66,10 +74,11 @@ def make_all_reduce(count: int) -> Run:
         lambda tree: lax.pmean(tree, parallel.AXIS), mesh, sharded={0: 0}
     )
 
-    def run(steps: int) -> None:
+    def run(steps: int) -> int:
         for _ in range(steps):
             result = compiled(gradients)
         jax.block_until_ready(result)
+        return steps
 
     return run
 
@@ -77,8 +86,8 @@ def make_all_reduce(count: int) -> Run:
 def timed(run: Run, steps: int) -> float:
     """Seconds of a step, the slowest process's."""
     start = time.perf_counter()
-    run(steps)
-    return float(parallel.gather(time.perf_counter() - start).max()) / steps
+    done = run(steps)
+    return float(parallel.gather(time.perf_counter() - start).max()) / done
 
 
 def medians(runs: dict[Any, Run], blocks: int, seconds: float) -> dict[Any, float]:

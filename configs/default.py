@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.heartbeat_seconds = 30.0  # without a sign of life after which one is taken for lost
     config.shard_optimizer = False  # True: its state and the averages split over the devices
     config.dtype = "float32"  # of the computation; 'bfloat16' or 'float16'. Parameters stay float32
-    config.steps_per_call = 0  # compiled into one program; 0: 1 on CPUs, 100 on GPUs and TPUs
+    config.steps_per_call = 0  # in one program; 0: 1 on CPUs, up to 100 between summaries elsewhere
     config.log_every_steps = 10
 
     config.model = ml_collections.ConfigDict()

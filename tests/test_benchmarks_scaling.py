@@ -1,5 +1,6 @@
 """The benchmark of scaling: the model, the predictions, and a tiny measurement."""
 
+import itertools
 import json
 import math
 import os
@@ -7,9 +8,10 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from benchmarks import scaling
+from benchmarks import scaling, scaling_case
 from benchmarks import scaling_model as model
 from tests.conftest import ROOT
 
@@ -86,6 +88,24 @@ def test_rounds_of_processes_come_to_their_median():
     assert one["ratio"] == 1
     assert two["seconds"] == 0.05
     assert two["speed_up"] == 1
+
+
+@pytest.mark.parametrize("devices", [1, 4, 16])
+def test_what_is_measured_is_enough_to_predict(monkeypatch, devices):
+    """Also where there are more GPUs than the devices that are forced onto a CPU."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    found = {f"{count}/{batch}": 1.0 for count, batch in scaling_case.cases(128, shares=2)}
+    counts = list(scaling_case.counts())
+    assert counts == [n for n in (1, 2, 4, 8, 16) if n <= devices]
+    figures = {"platform": "gpu", "step": found, "all_reduce": {str(n): 0.0 for n in counts}}
+    assert all(row["ratio"] == 1 for row in scaling.device_rows(figures))
+
+
+def test_whole_calls_are_timed(monkeypatch):
+    """Where 100 steps are one program, 2 that are asked for are 100."""
+    now = itertools.count(step=1000)
+    monkeypatch.setattr(scaling_case.time, "perf_counter", lambda: next(now))
+    assert scaling_case.timed(lambda steps: 100, 2) == 10
 
 
 @pytest.mark.slow
