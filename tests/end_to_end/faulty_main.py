@@ -80,6 +80,9 @@ if __name__ == "__main__":
         from cifar_jax import runtime
 
         runtime.start()
+        from cifar_jax import checkpoint
+
+        checkpoint._SHARED_SECONDS = 5.0
         if kind.endswith("in step"):
             break_step(int(value), signal.SIGSTOP if "stop" in kind else signal.SIGKILL)
         elif kind == "slow end":
