@@ -74,7 +74,7 @@ class JaxCNN:
             step, self._mesh, sharded={1: 0, 2: 0}, donate=True
         )
         self._logits = jax.jit(partial(steps.predict, model))
-        self._eval_step = jax.jit(lambda *args: steps.predict(model, *args).argmax(-1))
+        self._eval_step = jax.jit(lambda *args: steps.predict_in_parts(model, *args).argmax(-1))
         self.reset()
 
     def reset(self) -> None:

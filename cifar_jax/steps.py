@@ -27,6 +27,7 @@ Batch = dict[str, jax.Array]  # "image" uint8 [B, H, W, C], "label" int32 [B]
 Metrics = dict[str, jax.Array]
 SHOWN = 16  # images of a batch that pictures and histograms show
 TOP = 3  # classes that a prediction names
+_PART = 64  # images
 
 
 class TrainState(struct.PyTreeNode):
@@ -74,6 +75,23 @@ def predict(model: nn.Module, params: Any, images: jax.Array, **options: bool) -
     With `return_layers=True`, also what each layer puts out, by its name.
     """
     return model.apply({"params": params}, images, **options)  # type: ignore[arg-type]
+
+
+def predict_in_parts(model: nn.Module, params: Any, images: jax.Array) -> jax.Array:
+    """`predict`; on CPUs `_PART` images at a time, so that what one layer puts out is still in the
+    cache for the next."""
+
+    def in_parts(params, images):
+        whole = len(images) // _PART * _PART
+        parts = images[:whole].reshape(-1, _PART, *images.shape[1:])
+        logits = lax.map(partial(predict, model, params), parts).reshape(whole, -1)
+        if whole < len(images):
+            logits = jnp.concatenate([logits, predict(model, params, images[whole:])])
+        return logits
+
+    if len(images) <= _PART:
+        return predict(model, params, images)
+    return lax.platform_dependent(params, images, cpu=in_parts, default=partial(predict, model))
 
 
 def image_keys(seed: int, step: jax.Array, count: int) -> jax.Array:
@@ -262,7 +280,7 @@ def predict_step(
     are the mean of those of `views` (`augment.views`).
     """
     looks = augment.views(batch["image"], config.augment.crop_size, views)
-    logits = jnp.stack([predict(model, params, images) for images in looks])
+    logits = jnp.stack([predict_in_parts(model, params, images) for images in looks])
     log_mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(views)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(log_mean, batch["label"])
     log_probabilities, classes = lax.top_k(log_mean, min(TOP, log_mean.shape[-1]))

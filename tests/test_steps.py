@@ -158,6 +158,17 @@ def test_predict_step_names_the_most_probable(config, batch):
     np.testing.assert_allclose(found["cross_entropy"], -np.log(right), rtol=1e-4)
 
 
+def test_many_images_are_predicted_in_parts(config, monkeypatch):
+    """Two parts and a rest."""
+    monkeypatch.setattr(steps, "_PART", 3)
+    model = steps.make_model(config, 10)
+    state = steps.init_state(config, model, steps.make_optimizer(config, lambda _: 0.1))
+    images = jax.random.normal(jax.random.key(1), (7, 24, 24, 3))
+    found = jax.jit(partial(steps.predict_in_parts, model))(state.params, images)
+    expected = steps.predict(model, state.params, images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_trains_float32_parameters(config, compiled_step, batch, dtype):
     config.dtype = dtype
@@ -202,3 +213,13 @@ def test_the_compiled_step_has_no_slow_operation(config, compiled_step, batch):
     ]
     assert "s8[16,12,12,64]" in operands
     assert "f32[16,25,25,64]" not in operands
+
+
+def test_within_a_loop_every_convolution_is_of_the_fast_kind(config, compiled_step, batch):
+    """XLA brings others into that layout outside of loops alone (`ops.conv._direct`)."""
+    config.accumulate = 8
+    state, step = compiled_step(config)
+    text = step.lower(state, batch).compile().as_text()
+    found = re.findall(r" convolution\(.*?dim_labels=(\S+?)[,\s]", text)
+    assert len(found) == 4  # conv1 forward and backward, of the first part and in the loop
+    assert set(found) == {"b01f_01io->b01f"}

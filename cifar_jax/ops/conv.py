@@ -1,4 +1,5 @@
-"""Convolution with stride 1 and SAME padding; on CPUs by Winograd's algorithm where that pays."""
+"""Convolution with stride 1 and SAME padding; on CPUs with gradients that are fast within loops,
+and by Winograd's algorithm where that pays."""
 
 from functools import cache
 from typing import Any
@@ -11,12 +12,12 @@ from jax import lax
 _TILE = 4  # outputs of a tile, in each dimension
 _KERNEL = 5
 _WINDOW = _TILE + _KERNEL - 1  # inputs of a tile: 8x8 products in place of 4x4 times 5x5
+_NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def conv_plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[B, H, W, C] with [k, k, C, D] -> [B, H, W, D], zero-padded: the reference."""
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -31,9 +32,43 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
         and min(kernel.shape[2:]) >= 16
         and x.shape[1] % _TILE == x.shape[2] % _TILE == 0
     )
-    if not suitable:
-        return conv_plain(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=_winograd, default=conv_plain)
+    cpu = _winograd if suitable else _direct
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=conv_plain)
+
+
+@jax.custom_vjp
+def _direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`conv_plain`, with its gradients as convolutions of the same layout.
+
+    XLA's fast convolution on CPUs knows that one alone. It brings others into it, but not within
+    a loop, such as that over several steps or over parts of a batch: there the gradient of conv1's
+    kernel took ten times as long as all the rest of a step.
+    """
+    return conv_plain(x, kernel)
+
+
+def _direct_forward(x, kernel):
+    return conv_plain(x, kernel), (x, kernel)
+
+
+def _direct_backward(residuals, dy):
+    x, kernel = residuals
+    pads = [((size - 1) // 2, size // 2) for size in kernel.shape[:2]]
+    dx = lax.conv_general_dilated(
+        dy,
+        jnp.flip(kernel, (0, 1)).swapaxes(2, 3),
+        (1, 1),
+        [(high, low) for low, high in pads],
+        dimension_numbers=_NHWC,
+    )
+    # Channels take the place of images, and images that of channels.
+    dkernel = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), (1, 1), pads, dimension_numbers=_NHWC
+    )
+    return dx, dkernel.transpose(1, 2, 0, 3)
+
+
+_direct.defvjp(_direct_forward, _direct_backward)
 
 
 @jax.custom_vjp

@@ -20,6 +20,7 @@ def relative(found, expected):
         ((2, 24, 24, 3), (5, 5, 3, 64)),  # conv1: too few channels
         ((2, 11, 12, 32), (5, 5, 32, 16)),  # no multiple of a tile
         ((2, 8, 8, 32), (3, 3, 32, 32)),  # another kernel
+        ((2, 7, 8, 3), (4, 2, 3, 5)),  # of even sizes
     ],
 )
 def test_value_and_gradients_agree_with_the_plain_form(shape, kernel_shape):
