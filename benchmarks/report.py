@@ -99,7 +99,7 @@ def table(speeds: Speeds) -> Table:
             f"{speed.lower:,.0f}–{speed.upper:,.0f}",
             f"{quotient.median:.2f}",
             f"{quotient.lower:.2f}–{quotient.upper:.2f}",
-            f"{sum(speed.quiet for speed in measured)} of {len(measured)}",
+            f"{sum(speed.quiet for speed in measured)}/{len(measured)}",
             end_section=case.name == list(KINDS)[-1],
         )
     return result
