@@ -171,7 +171,7 @@ def test_json_and_table():
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(report.table(SPEEDS))
     lines = [line.split() for line in console.export_text().splitlines()]
-    assert ["train/tf_fast", "400", "300–600", "0.50", "0.50–0.50", "3", "of", "3"] in lines
+    assert ["train/tf_fast", "400", "300–600", "0.50", "0.50–0.50", "3/3"] in lines
     assert "0.900 (slices: 0.900–0.900, 1 of 2 quiet)" in report.program_line(program)
 
 

@@ -88,7 +88,7 @@ def test_the_batch_job_is_queued_again(batch, code, restarts):
     assert (ended, requeued) == (code, ["requeue", "17"])
 
 
-@pytest.mark.parametrize(("code", "restarts"), [(0, None), (2, None), (143, 20)])
+@pytest.mark.parametrize(("code", "restarts"), [(0, None), (2, None), (3, None), (143, 20)])
 def test_the_batch_job_comes_to_an_end(batch, code, restarts):
     ended, _, requeued = batch(code, restarts=restarts)
     assert (ended, requeued) == (code, [])
@@ -149,7 +149,7 @@ def test_the_jobs_processes_are_one_run_and_start_again_together(documents):
     assert pod["restartPolicy"] == "Never"
     assert pod["terminationGracePeriodSeconds"] >= 60
     (rule,) = job["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"]["values"] == [2]
+    assert rule["onExitCodes"]["values"] == [2, 3]
     assert rule["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
     assert spec["failurePolicy"]["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
 

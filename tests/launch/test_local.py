@@ -82,7 +82,9 @@ def noted(folder, name):
 
 
 def test_every_process_gets_the_flags_and_its_own_number(launch, tmp_path):
-    process = launch("print('hello')", flags=["--config=x y", "--workdir=z"], processes=3)
+    process = launch(
+        r"sys.stdout.write('hello\n')", flags=["--config=x y", "--workdir=z"], processes=3
+    )
     code, out, errors = finish(process)
     assert (code, out, errors) == (0, "hello\n" * 3, [])
     flags = [noted(tmp_path, f"{index}.0.json")["flags"] for index in range(3)]
