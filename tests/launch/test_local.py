@@ -202,7 +202,7 @@ def test_restarts_come_to_an_end(launch, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("code", [2, 130, 143])
+@pytest.mark.parametrize("code", [2, 3, 130, 143])
 def test_what_a_restart_cannot_mend_ends_the_run(launch, tmp_path, code):
     assert finish(launch(f"sys.exit({code})", "--restarts=3"))[0] == code
     assert not list(tmp_path.glob("*.1.json"))
