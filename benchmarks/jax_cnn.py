@@ -163,12 +163,14 @@ class ProgramStep:
     def reset(self) -> None:
         self._state = self._first()
 
-    def train(self, steps: int) -> None:
-        """At least `steps` steps: whole calls."""
-        for number in range(-(-steps // self.steps_per_call)):
+    def train(self, steps: int) -> int:
+        """At least `steps` steps, in whole calls; how many."""
+        calls = -(-steps // self.steps_per_call)
+        for number in range(calls):
             travels = self._calls[number % len(self._calls)]
             self._state, *_ = self._train(self._state, travels, self._data, self._no_wish)
         jax.block_until_ready(self._state)
+        return calls * self.steps_per_call
 
     def evaluate(self, steps: int) -> None:
         for _ in range(steps):

@@ -53,14 +53,7 @@ def make_step(count: int, batch: int) -> Run:
     config = jax_cnn.program_config(
         **{"num_devices": count, "batch_size": batch, "data.synthetic_train": max(batch, 2_048)}
     )
-    program = jax_cnn.ProgramStep(config)
-
-    def run(steps: int) -> int:
-        whole = -(-steps // program.steps_per_call) * program.steps_per_call
-        program.train(whole)
-        return whole
-
-    return run
+    return jax_cnn.ProgramStep(config).train
 
 
 def make_all_reduce(count: int) -> Run:

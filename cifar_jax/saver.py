@@ -90,7 +90,7 @@ class Saver:
 
     def finish(self, step: int) -> None:
         """Says that the checkpoint of `step` is the last, once it is complete."""
-        self._writer.wait()
+        self.wait()
         checkpoint.mark_finished(self.folder, step)
 
     def wait(self) -> None:

@@ -14,8 +14,8 @@ class Trace:
     """Traces the steps of config.profile.steps, (first, end), for TensorBoard and Perfetto."""
 
     def __init__(self, config: ConfigDict, workdir: Path, log: Log):
-        steps: tuple[int, int] = config.profile.steps if log.writes else (0, 0)
-        self._first, self._end = steps
+        bounds: tuple[int, int] = config.profile.steps if log.writes else (0, 0)
+        self._first, self._end = bounds
         self._workdir, self._log, self._running = workdir, log, False
         self._folder = workdir / "tensorboard" / "train"
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import checkpoint, display, records, saver, steps, stop, trace, train
+from cifar_jax import checkpoint, display, records, saver, steps, stop, train
 from cifar_jax import config as config_lib
 from cifar_jax import log as log_lib
 from cifar_jax.data import shards, sources
@@ -87,16 +87,6 @@ def test_a_signal_between_two_looks_is_not_taken_for_saved(config, tmp_path, mon
     assert checkpoint.newest(tmp_path / "checkpoints", print) == 5
 
 
-def test_the_second_signal_does_what_it_did_before():
-    before = signal.getsignal(signal.SIGINT)
-    with stop.Stop() as noted:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert noted.signal == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 @pytest.mark.parametrize(
     ("field", "value"), [("optim.momentum", 0.9), ("dtype", "float16"), ("model.name", "other")]
 )
@@ -141,12 +131,6 @@ def test_a_start_beside_another_changes_nothing(config, tmp_path):
     ):
         train.train(config, tmp_path)
     assert (tmp_path / "config.json").read_bytes() == before
-
-
-def test_a_call_ends_where_a_trace_begins_or_ends(config, tmp_path):
-    config.profile.steps = (13, 17)
-    found = trace.Trace(config, tmp_path, types.SimpleNamespace(writes=True))
-    assert [found.next_due(step) for step in (0, 12, 13, 16, 17)] == [13, 13, 17, 17, math.inf]
 
 
 def test_the_metrics_before_a_checkpoint_are_read_before_it(config, tmp_path, monkeypatch):
