@@ -18,6 +18,14 @@ class UsageError(UserError):
     exit_code = 2
 
 
+def reason(error: BaseException) -> str:
+    """What an exception of a library or of the system says, as one line of at most 300 characters
+    without a full stop."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = " ".join(str(text).split()).rstrip(".") or type(error).__name__
+    return line if len(line) <= 300 else f"{line[:300]}..."
+
+
 def unknown(kind: str, name: object, choices: Iterable[object]) -> UsageError:
     """The error for a name outside `choices`, with the nearest right one."""
     names = [str(choice) for choice in choices]

@@ -1,0 +1,142 @@
+"""Files that others may have touched: paths as a user types them, writes that survive a power cut,
+locks, and JSON that somebody else may have written. Knows nothing of training, and no JAX."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cifar_jax.errors import UsageError
+
+_MAX_BYTES = 1 << 24  # of a JSON file
+_MAX_DIGITS = 20  # of a whole number in it: those of 2**64
+# What file systems without locks answer: Lustre, some NFS, autofs, 9p.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO}
+_warned_of: set[str] = set()
+
+
+def resolve(text: str | os.PathLike[str], what: str) -> Path:
+    """The absolute path of what a user typed for `what`, a flag or field; `~` is a home folder.
+
+    Raises UsageError for an empty one, for a URL, for control characters (a line break would break
+    every message about it), and for the home folder of nobody.
+    """
+    text = os.fspath(text)
+    if not text.strip():
+        raise UsageError(f"{what} is empty, expected a folder or file.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
+        raise UsageError(
+            f"{what}={text} is a URL, expected a path. Mount it, or choose a folder of this "
+            "machine's file systems."
+        )
+    if any(ord(c) < 32 or ord(c) == 127 for c in text):
+        raise UsageError(f"{what}={text!r} has control characters, expected a path without them.")
+    try:
+        return Path(os.path.normpath(Path(text).expanduser().absolute()))
+    except RuntimeError as error:
+        raise UsageError(
+            f"{what}={text}: there is no such home folder. Set $HOME, or name the whole path."
+        ) from error
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def no_links(path: str, flags: int) -> int:
+    """An `opener` for `open`: a link that somebody has put there is not followed (ELOOP)."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes the file whole or not at all, and returns when it would survive a power cut.
+
+    Raises OSError; what was there before is untouched then.
+    """
+    part = path.with_name(f"{path.name}.part")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        part.unlink(missing_ok=True)  # of a process that was killed, or a link of somebody's
+        with open(part, "xb", opener=no_links) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Returns when the file, or the names in the folder, would survive a power cut.
+
+    A file system that cannot sync a folder (some network ones) is taken at its word.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EROFS):
+            raise
+    finally:
+        os.close(handle)
+
+
+def lock(handle: int, path: Path, *, wait: bool = True) -> None:
+    """Holds the open file or folder against other processes, until it is closed.
+
+    Without `wait`, raises BlockingIOError where another process holds it. Where the file system
+    knows no locks it warns once and goes on.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        if not _warned_of:
+            print(
+                f"{path}: this file system knows no locks ({error.strerror}). Make sure that one "
+                "run alone writes to that folder.",
+                file=sys.stderr,
+                flush=True,
+            )
+        _warned_of.add(str(path))
+
+
+# -- JSON ----------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in the file `path`. Raises OSError where it cannot be read, and as `parse_json`."""
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
+    return parse_json(data)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says. Raises ValueError for what is none, or no honest one: nested without end,
+    numbers of hundreds of digits, NaN."""
+    try:
+        return json.loads(text, parse_int=_whole_number, parse_constant=_no_number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
