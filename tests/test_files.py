@@ -63,7 +63,7 @@ def test_a_planted_link_is_not_followed(tmp_path):
     files.write(tmp_path / "x", "one")
     (tmp_path / "lock").symlink_to(tmp_path / "precious")
     with pytest.raises(OSError) as caught:
-        open(tmp_path / "lock", "ab+", opener=files.no_links)
+        open(tmp_path / "lock", "ab+", opener=files.no_links)  # noqa: SIM115
     assert caught.value.errno == errno.ELOOP
     assert (tmp_path / "precious").read_text() == "mine"
 
