@@ -3,16 +3,24 @@
 import contextlib
 import sys
 from pathlib import Path
+from typing import Any
+
+from cifar_jax import signals
+
+if __name__ == "__main__":  # from here on no signal is lost, however long the imports take
+    signals.listen()
 
 from absl import flags
 
-from cifar_jax import errors, runtime
+from cifar_jax import __version__, errors, files, runtime
 from cifar_jax.errors import UsageError
 
 DEFAULT_CONFIG = str(Path(__file__).with_name("configs") / "default.py")
 
 flags.DEFINE_enum("mode", "train", ("train", "eval", "train_and_eval", "report"), "What to do.")
 flags.DEFINE_string("workdir", "runs/default", "Of the run; for a report, more may follow.")
+flags.DEFINE_integer("from_step", -1, "train: go on from this checkpoint; later ones are renamed.")
+flags.DEFINE_bool("restart", False, "train: begin at step 0; all checkpoints are renamed.")
 flags.DEFINE_bool("once", False, "eval: the newest checkpoint only.")
 flags.DEFINE_bool("ema", True, "eval: the averaged parameters; --noema for the raw ones.")
 flags.DEFINE_enum("split", "test", ("train", "test"), "eval: which images.")
@@ -26,25 +34,30 @@ FLAGS = flags.FLAGS
 
 def run(argv: list[str]) -> None:
     """Parses the flags, settles the config and dispatches by --mode."""
-    with runtime.interruptible():
-        from cifar_jax import cluster
-        from cifar_jax import config as config_lib
-        from cifar_jax.evaluate import Evaluator, evaluate
-        from cifar_jax.train import train
+    from cifar_jax import cluster
+    from cifar_jax import config as config_lib
+    from cifar_jax.evaluate import Evaluator, evaluate
+    from cifar_jax.train import train
 
+    signals.unwind()
     config, overrides, others = config_lib.from_flags(argv, DEFAULT_CONFIG)
-    if not FLAGS.workdir:
-        raise UsageError("--workdir is empty, expected a folder.")
+    workdir = files.resolve(FLAGS.workdir, "--workdir")
     if others and FLAGS.mode != "report":
         raise UsageError(f"Unexpected argument '{others[0]}'; flags start with --.")
     if FLAGS.coordinator and FLAGS.mode in ("eval", "report"):
         raise UsageError(f"--coordinator is for training; --mode={FLAGS.mode} is one process.")
-    workdir, default = Path(FLAGS.workdir), config_lib.read_default(DEFAULT_CONFIG)
+    start: dict[str, Any] = {"from_step": None, "restart": FLAGS.restart}
+    if FLAGS.from_step >= 0:
+        start["from_step"] = FLAGS.from_step
+    if FLAGS.restart and FLAGS.from_step >= 0:
+        raise UsageError("--restart begins at step 0, --from_step elsewhere: choose one of them.")
+    default = config_lib.read_default(DEFAULT_CONFIG)
     options = {"ema": FLAGS.ema, "split": FLAGS.split, "num_examples": FLAGS.num_examples}
     if FLAGS.mode == "report":
         from cifar_jax import report
 
-        print(f"The report is {report.make([workdir, *map(Path, others)], default, overrides)}")
+        more = [files.resolve(other, "The workdir") for other in others]
+        print(f"The report is {report.make([workdir, *more], default, overrides)}")
     elif FLAGS.mode == "eval":
         config = config_lib.load_for_eval(workdir, default, overrides, wait=not FLAGS.once)
         evaluate(config, workdir, once=FLAGS.once, **options)
@@ -52,21 +65,28 @@ def run(argv: list[str]) -> None:
         with cluster.joined(config, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
             config_lib.settle(config)
             if FLAGS.mode == "train":
-                train(config, workdir)
+                train(config, workdir, **start)
             else:
                 with contextlib.closing(Evaluator(config, workdir, **options)) as evaluator:
-                    train(config, workdir, evaluator.evaluate)
+                    train(config, workdir, evaluator.evaluate, **start)
 
 
 def main() -> int:
-    if {"--help", "-h"} & set(sys.argv):
+    asked = {arg.lstrip("-") for arg in sys.argv[1:] if arg.startswith("-")}
+    if asked & {"help", "h", "helpfull", "helpshort"}:
         print(f"{__doc__}\n{FLAGS.main_module_help()}")
         print("  --config: The recipe, a file as configs/default.py; --config.a.b=c sets a field.")
         return 0
-    debug = bool({"--debug", "--debug=true"} & set(sys.argv))
+    if "version" in asked:
+        print(f"cifar_jax {__version__}")
+        return 0
+    debug = any(arg.lower() in ("debug", "debug=true", "debug=1") for arg in asked)
     runtime.start(debug)
     return errors.exit_code(lambda: run(sys.argv), debug)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code > 128:  # a signal's: threads of XLA may still be at work
+        signals.leave(code)
+    sys.exit(code)

@@ -1,275 +1,129 @@
-"""Checkpoints: written by Orbax in the background, proven by a manifest of SHA-256 sums.
+"""The folder of a run's checkpoints: which there are, and what each is worth.
 
-`folder/<step>/` is one checkpoint. Its manifest is written last; without one, or with one that
-does not match, a checkpoint is not used: an interrupted write leaves nothing that looks whole, and
-bytes that changed on disk do not become parameters. Knows pytrees, nothing of training.
+    python -m cifar_jax.checkpoint WORKDIR      # lists them
+
+`folder/<step>/` is one checkpoint, and appears only when it is sealed: it was read back, all its
+files and names are on disk, and so is a manifest of their SHA-256 sums and its step. What does not
+match its manifest is damaged; it is not used, and a training run that passes over it renames it to
+`<step>.damaged`. Nothing here is deleted but what retention no longer keeps and what a killed
+process has not written to the end. Needs no JAX, and knows nothing of training.
 """
 
-import fcntl
 import hashlib
-import json
 import os
+import re
 import shutil
+import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint import multihost
+from cifar_jax import files
+from cifar_jax.errors import UserError, exit_code, reason
 
-from cifar_jax.errors import UserError
+MANIFEST = "manifest.json"
+STATUS = "status.json"
+UNSEALED, _REMOVING = ".unsealed", ".removing"  # what a killed process may leave behind
+DAMAGED, SUPERSEDED = ".damaged", ".superseded"  # what is set aside
+_STEP = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 
-_MANIFEST = "manifest.json"
-_FINISHED = "finished"
-_LOCK = "writer.lock"  # holds the number of the process
-_SEAL_MS = 600_000  # for all processes to have written their part
-_SHARED_SECONDS = 90.0  # until a shared file system shows what another machine wrote: NFS, 60
-_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of what Orbax has not written to the end
-
-
-class Writer:
-    """Saves pytrees under rising steps, and keeps the newest `keep` and every `keep_every`-th.
-
-    It holds `folder` against the writers of other runs until it is closed.
-    All processes of a run take part, in one folder that all of them see; the first one seals.
-    Raises UserError where `folder` cannot be written or another process is writing it.
-    """
-
-    def __init__(self, folder: Path, keep: int, keep_every: int = 0):
-        self._folder, self._keep, self._keep_every = folder, keep, keep_every
-        self._lock: TextIO | None = None  # of the first process
-        try:
-            if _first_process():
-                self._open()
-        except OSError as error:
-            raise UserError(f"Cannot write to {folder}: {error.strerror}.") from error
-        if jax.process_count() > 1:
-            _check_shared(folder)
-        self._orbax = ocp.StandardCheckpointer()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
-
-    def _open(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self._folder)
-        for remains in self._folder.glob(f"*{_UNFINISHED}*"):  # of a process that was killed
-            shutil.rmtree(remains)
-
-    def go_on_from(self, step: int | None) -> None:
-        """The run goes on from `step`, None: from the start. What stands beyond it is of no use, or
-        `step` would be later, and is removed."""
-        if _first_process():
-            for found in steps(self._folder):
-                if step is None or found > step:
-                    _remove(self._folder / str(found))
-
-    def save(self, step: int, tree: Any) -> None:
-        """Starts to write `tree`; returns once its values are copied.
-
-        Raises UserError where this save, or the one before it, could not be written.
-        """
-        self.wait()
-        path = self._folder / str(step)
-        together = multihost.get_barrier_sync_fn()  # does nothing for one process
-        try:
-            self._orbax.save(path.absolute(), tree)
-        except OSError as error:
-            raise _not_written(path, error) from error
-        self._pending = self._thread.submit(self._seal, path, together)
-
-    def _seal(self, path: Path, together: multihost.BarrierSyncFn) -> None:
-        """Waits for the last byte, writes the manifest, removes what need not be kept."""
-        try:
-            self._orbax.wait_until_finished()
-            if _first_process():
-                _write_manifest(path)
-                for step in steps(self._folder)[: -self._keep]:
-                    if not self._keep_every or step % self._keep_every:
-                        _remove(self._folder / str(step))
-            together(key=f"sealed {path}", timeout_ms=_SEAL_MS)
-        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
-            for remains in self._folder.glob(f"{path.name}{_UNFINISHED}*"):
-                shutil.rmtree(remains, ignore_errors=True)
-            raise _not_written(path, error) from error
-
-    def wait(self) -> None:
-        """Returns when the last save is complete. Raises UserError where it failed."""
-        if self._pending:
-            pending, self._pending = self._pending, None
-            pending.result()
-
-    def close(self) -> None:
-        try:
-            self.wait()
-        finally:
-            self._thread.shutdown()
-            self._orbax.close()
-            if self._lock:
-                self._lock.close()
-
-
-def _lock(folder: Path) -> TextIO:
-    """Holds `folder` for this process, until the file is closed or the process ends."""
-    file = (folder / _LOCK).open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise UserError(
-            f"Process {file.read().strip() or '?'} is writing to {folder}. "
-            "Stop it first, or choose another --workdir."
-        ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
-def _first_process() -> bool:
-    return jax.process_index() == 0
-
-
-def _check_shared(folder: Path) -> None:
-    """Raises UserError where this process does not see the lock that the first one has written."""
-    holder = int(multihost.broadcast_one_to_all(np.int32(os.getpid())))
-    end = time.monotonic() + _SHARED_SECONDS
-    while not (folder / _LOCK).exists() or (folder / _LOCK).read_text().strip() != str(holder):
-        if time.monotonic() > end:
-            raise UserError(
-                f"Process {jax.process_index()} does not see in {folder} what process 0 writes "
-                "there. Choose a --workdir on a file system that all machines share."
-            )
-        time.sleep(0.1)
-
-
-def _remove(path: Path) -> None:
-    # The manifest first: whoever is reading is told that the rest goes.
-    (path / _MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(path)
-
-
-def _not_written(path: Path, error: Exception) -> UserError:
-    full = "No space left on device"
-    reason = full if full in str(error) else _first_line(error)
-    return UserError(
-        f"Checkpoint {path} could not be written: {reason}. "
-        "Earlier ones are untouched; make room there and start again to go on from the last."
-    )
-
-
-def restore(folder: Path, step: int, like: Any) -> Any:
-    """The pytree saved at `step`, with the structure and dtypes of `like`, as numpy arrays.
-
-    Raises FileNotFoundError where the checkpoint is gone, and UserError where it holds another
-    structure.
-    """
-    template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-    path = (folder / str(step)).absolute()
-    with ocp.StandardCheckpointer() as reader:
-        try:
-            tree = reader.restore(path, template)
-            for found, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(template), strict=True):
-                if found.shape != wanted.shape:  # which Orbax does not look at
-                    raise ValueError(f"an array is {found.shape}, expected {wanted.shape}")
-            return tree
-        except (ValueError, KeyError, OSError) as error:
-            if not (path / _MANIFEST).exists():
-                raise FileNotFoundError(path) from error
-            raise UserError(
-                f"{path} does not hold what this config describes: {_first_line(error)}"
-            ) from error
+Report = Callable[[str], object]
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of all checkpoints in `folder`, sealed or not, rising."""
+    """The steps of all checkpoints in `folder`, whole or not, rising. Raises UserError where the
+    folder cannot be read."""
     try:
-        entries = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
-        return sorted(int(path.name) for path in entries)
+        entries = [path.name for path in folder.iterdir() if _STEP.fullmatch(path.name)]
+        return sorted(int(name) for name in entries if (folder / name).is_dir())
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise _unreadable(folder, error) from error
 
 
-def newest(folder: Path, report: Callable[[str], None]) -> int | None:
-    """The last step whose checkpoint is whole, or None; each one passed over is reported."""
+def newest(folder: Path, report: Report) -> int | None:
+    """The last step whose checkpoint is whole, or None; each damaged one is reported.
+
+    Raises UserError where one cannot be read now, which says nothing about what it is worth.
+    """
     for step in reversed(steps(folder)):
-        if problem := check(folder / str(step)):
-            report(f"Checkpoint {step} is not used: {problem}.")
-        else:
+        try:
+            problem = check(folder / str(step))
+        except FileNotFoundError:  # removed by retention meanwhile
+            continue
+        if not problem:
             return step
+        report(f"Checkpoint {step} is damaged and not used: {problem}.")
     return None
 
 
 def check(path: Path) -> str:
-    """What is wrong with the checkpoint at `path`; '' if its files are those of its manifest."""
+    """What is damaged of the checkpoint at `path`; '' if its files are those of its manifest.
+
+    Raises FileNotFoundError where the checkpoint is gone, and UserError where it cannot be read.
+    """
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-        for name, expected in manifest.items():
-            if _sha256(path / name) != expected:
-                return f"{name} is damaged"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).relative_to(path)} is missing"
-    except (ValueError, AttributeError):  # no JSON, or no object
-        return f"{_MANIFEST} is damaged"
+        return _problem(path)
     except OSError as error:
-        return f"{error.filename} cannot be read ({error.strerror})"
+        if not path.exists():
+            raise FileNotFoundError(path) from error
+        if isinstance(error, FileNotFoundError):
+            return f"{Path(error.filename).relative_to(path)} is missing"
+        raise _unreadable(Path(error.filename or path), error) from error
+
+
+def _problem(path: Path) -> str:
+    sizes = dict(_files(path))
+    links = [name for name, size in sizes.items() if size < 0]
+    if links:
+        return f"{links[0]} is no file of ours but a link or a device"
+    try:
+        step, sums = _read_manifest(path / MANIFEST)
+    except ValueError as error:
+        return f"{MANIFEST} is damaged ({reason(error)})"
+    if str(step) != path.name:
+        return f"it is the checkpoint of step {step}"
+    del sizes[MANIFEST]
+    if unknown := sizes.keys() - sums.keys():
+        return f"{min(unknown)} does not belong to it"
+    for name, (size, digest) in sums.items():
+        if name not in sizes:
+            return f"{name} is missing"
+        if sizes[name] != size or _sha256(path / name) != digest:
+            return f"{name} is damaged"
     return ""
 
 
-def wait_for_new(
-    folder: Path, after: int, seconds: float, report: Callable[[str], None]
-) -> int | None:
-    """Looks every `seconds` for a whole checkpoint later than `after`, and returns the newest.
-
-    Returns None where there will be none, because training has ended.
-    """
-    while True:
-        ended = finished(folder) is not None  # asked first: the last checkpoint precedes the mark
-        later = [step for step in steps(folder) if step > after]
-        # Only a sealed one is looked into: the newest may be in the making.
-        sealed = [step for step in later if (folder / str(step) / _MANIFEST).exists()]
-        for step in reversed(sealed):
-            problem = check(folder / str(step))
-            if not problem:
-                return step
-            report(f"Checkpoint {step} is not used: {problem}.")
-            after = max(after, step)
-        if ended:
-            return None
-        time.sleep(seconds)
+def _read_manifest(path: Path) -> tuple[int, dict[str, tuple[int, str]]]:
+    """The step, and size and SHA-256 of each file. Raises ValueError where that is not there."""
+    found = files.read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        raise ValueError("it is no list of files")
+    if type(found.get("step")) is not int or not found["files"]:
+        raise ValueError("it has no step or no files")
+    sums = {}
+    for name, entry in found["files"].items():
+        if not isinstance(entry, dict) or type(entry.get("bytes")) is not int:
+            raise ValueError(f"it has no size of {name}")
+        sums[name] = entry["bytes"], str(entry.get("sha256"))
+    return found["step"], sums
 
 
-def mark_finished(folder: Path, step: int | None) -> None:
-    """Says that `step` is the last one training will write; None: that training goes on."""
-    if not _first_process():
-        return
-    if step is None:
-        (folder / _FINISHED).unlink(missing_ok=True)
-    else:
-        _write_atomically(folder / _FINISHED, f"{step}\n")
+def _files(path: Path) -> Iterator[tuple[str, int]]:
+    """Name and size of every file below `path`; -1 for what is neither file nor folder."""
 
+    def give_up(error: OSError) -> None:
+        raise error
 
-def finished(folder: Path) -> int | None:
-    """The step at which training has ended, or None."""
-    try:
-        return int((folder / _FINISHED).read_text())
-    except FileNotFoundError:
-        return None
-
-
-def _write_manifest(path: Path) -> None:
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    sums = {str(file.relative_to(path)): _sha256(file) for file in files}
-    _write_atomically(path / _MANIFEST, json.dumps(sums, indent=1))
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
+    for folder, names, found in os.walk(path, onerror=give_up):
+        for name in names + found:
+            entry = Path(folder, name)
+            if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
+                yield str(entry.relative_to(path)), -1
+            elif entry.is_file() and not name.startswith("."):  # .nfs…, .DS_Store
+                yield str(entry.relative_to(path)), entry.stat().st_size
 
 
 def _sha256(path: Path) -> str:
@@ -277,5 +131,166 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be read: {reason(error)}. Nothing was changed: make it readable, and start "
+        "again with the same command."
+    )
+
+
+def wait_for_new(folder: Path, after: int, seconds: float, report: Report) -> int | None:
+    """Looks every `seconds` for a whole checkpoint later than `after`, and returns the newest.
+
+    Returns None where there will be none, because training has ended. A run that went back to an
+    earlier step, by --from_step or --restart, is followed.
+    """
+    while True:
+        state = status(folder)  # asked first: the last checkpoint precedes the mark
+        present = steps(folder)
+        if present and present[-1] < after:
+            after = -1
+        for step in reversed([step for step in present if step > after]):
+            try:
+                problem = check(folder / str(step))
+            except FileNotFoundError:
+                continue
+            if not problem:
+                return step
+            report(f"Checkpoint {step} is damaged and not used: {problem}.")
+            after = max(after, step)
+        if state.finished is not None or state.diverged:
+            return None
+        time.sleep(seconds)
+
+
+# -- what the writing process does ---------------------------------------------------------------
+
+
+def seal(folder: Path, step: int) -> None:
+    """Makes `<step>.unsealed`, which is complete, the checkpoint of `step`: its files, then the
+    manifest, then its name survive a power cut, in that order. Raises OSError."""
+    path = folder / f"{step}{UNSEALED}"
+    sums = {name: {"bytes": size, "sha256": _sha256(path / name)} for name, size in _files(path)}
+    for below, _, names in os.walk(path, topdown=False):
+        for name in names:
+            files.sync(Path(below, name))
+        files.sync(Path(below))
+    files.write(path / MANIFEST, files.to_json({"step": step, "files": sums}))
+    path.rename(folder / str(step))
+    files.sync(folder)
+
+
+def remove(folder: Path, step: int) -> None:
+    """For retention: the name goes first, so that nobody takes what is left for a checkpoint."""
+    going = folder / f"{step}{_REMOVING}"
+    (folder / str(step)).rename(going)
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def clear_remains(folder: Path) -> None:
+    """Removes what a killed process has not written, or not removed, to the end."""
+    for path in folder.iterdir():
+        step, _, rest = path.name.partition(".")
+        if _STEP.fullmatch(step) and f".{rest}".startswith((UNSEALED, _REMOVING)):
+            shutil.rmtree(path)
+
+
+def set_aside(folder: Path, step: int, suffix: str) -> str:
+    """Renames a checkpoint that the run will not use, and returns its new name."""
+    name, number = f"{step}{suffix}", 1
+    while (folder / name).exists():
+        number += 1
+        name = f"{step}{suffix}.{number}"
+    (folder / str(step)).rename(folder / name)
+    files.sync(folder)
+    return name
+
+
+def has_any(folder: Path) -> bool:
+    """Whether there is, or was set aside as damaged, any checkpoint."""
+    return bool(steps(folder)) or any(f"{DAMAGED}" in name for name in _set_aside(folder))
+
+
+def _set_aside(folder: Path) -> list[str]:
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(n for n in names if re.match(r"[0-9]+(\.damaged|\.superseded)", n))
+
+
+# -- how the run stands --------------------------------------------------------------------------
+
+
+class Status(NamedTuple):
+    """What training says of itself in status.json."""
+
+    good: int | None = None  # the last checkpoint that later steps have proven good
+    finished: int | None = None  # the step at which training has ended
+    diverged: str = ""  # the line with which it has stopped
+
+
+def status(folder: Path) -> Status:
+    """Raises UserError where it cannot be read. One that a crash left torn counts as absent: the
+    next step of a run writes it anew."""
+    try:
+        found = files.read_json(folder / STATUS)
+    except (FileNotFoundError, ValueError):
+        return Status()
+    except OSError as error:
+        raise _unreadable(folder / STATUS, error) from error
+    known = found if isinstance(found, dict) else {}
+
+    def whole_number(name: str) -> int | None:
+        return known[name] if type(known.get(name)) is int else None
+
+    diverged = known.get("diverged")
+    return Status(
+        whole_number("good"),
+        whole_number("finished"),
+        " ".join(diverged.split()) if isinstance(diverged, str) else "",
+    )
+
+
+def mark(folder: Path, **changes: Any) -> None:
+    """Changes fields of the status. Raises OSError."""
+    files.write(folder / STATUS, files.to_json(status(folder)._replace(**changes)._asdict()))
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+def listing(folder: Path) -> tuple[list[str], bool]:
+    """A line for each checkpoint, and whether the newest is whole."""
+    lines, state, good = [], status(folder), False
+    for step in steps(folder):
+        try:
+            problem = check(folder / str(step))
+            good = not problem
+            lines.append(f"{step} damaged: {problem}" if problem else f"{step} whole")
+        except FileNotFoundError:
+            continue
+        except UserError as error:
+            good = False
+            lines.append(f"{step} unreadable: {error}")
+    lines += [f"{name} set aside" for name in _set_aside(folder)]
+    if state.good is not None:
+        lines.append(f"last proven good: {state.good}")
+    if state.finished is not None:
+        lines.append(f"training has ended at step {state.finished}")
+    if state.diverged:
+        lines.append(f"training has diverged: {state.diverged}")
+    return lines, good
+
+
+def _main(argv: list[str]) -> None:
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise UserError("Usage: python -m cifar_jax.checkpoint WORKDIR")
+    folder = files.resolve(argv[0], "WORKDIR") / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: nothing was trained there.")
+    lines, good = listing(folder)
+    print("\n".join(lines) or "There is no checkpoint.")
+    if not good:
+        raise UserError(f"{folder} has no whole newest checkpoint.")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: _main(sys.argv[1:])))

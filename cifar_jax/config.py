@@ -16,9 +16,9 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cifar_jax import augment, models, optim, parallel
+from cifar_jax import augment, files, models, optim, parallel
 from cifar_jax.data import feeds, sources
-from cifar_jax.errors import UsageError, UserError, unknown
+from cifar_jax.errors import UsageError, UserError, reason, unknown
 
 FILE = "config.json"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -58,6 +58,7 @@ def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str
     """
     if not any(arg.lstrip("-").partition("=")[0] == "config" for arg in argv[1:]):
         argv = [argv[0], f"--config={default_file}", *argv[1:]]
+    argv = [_config_path(arg) for arg in argv]
     try:
         config_flags.DEFINE_config_file("config", help_string="Recipe.", sys_argv=argv)
         rest = flags.FLAGS(argv)[1:]
@@ -68,6 +69,19 @@ def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str
         raise UsageError(f"--config cannot be read: {error}") from error
     check_fields(config, read_default(default_file))
     return config, config_flags.get_override_values(flags.FLAGS["config"]), rest
+
+
+def _config_path(arg: str) -> str:
+    """--config with the whole path: `quickstart` is configs/quickstart.py, `~` a home folder."""
+    flag, _, value = arg.partition("=")
+    name, colon, argument = value.partition(":")
+    if flag.lstrip("-") != "config" or not name:
+        return arg
+    path = files.resolve(name, "--config")
+    ours = Path(__file__).parent.parent / "configs" / f"{name}.py"
+    if not path.exists() and ours.is_file():
+        path = ours
+    return f"{flag}={path}{colon}{argument}"
 
 
 def read_default(default_file: str) -> ConfigDict:
@@ -126,6 +140,7 @@ def validate(config: ConfigDict) -> None:
         ("data.placement", feeds.PLACEMENTS),
         ("optim.name", optim.NAMES),
         ("optim.schedule", optim.SCHEDULES),
+        ("divergence.action", ("stop", "continue")),
         ("eval.views", augment.VIEWS),
     ):
         if (name := _get(config, path)) not in choices:
@@ -152,6 +167,7 @@ def _validate_numbers(config: ConfigDict) -> None:
         "optim.decay_factor",
         "optim.loss_scale",
         "checkpoint.keep",
+        "divergence.factor",
         "eval.batch_size",
         "eval.poll_seconds",
     )
@@ -246,8 +262,9 @@ def num_steps(config: ConfigDict, num_train: int) -> int:
 # -- the workdir's copy --------------------------------------------------------------------------
 
 
-def store(config: ConfigDict, workdir: Path) -> None:
-    """Writes the resolved config with versions and git commit, atomically.
+def store(config: ConfigDict, workdir: Path, step: int, device: str) -> None:
+    """Writes the resolved config with versions, git commit and `device`, as what holds from `step`
+    on; what held before stays on record under "changes".
 
     The data folder is written in full: evaluation may start elsewhere, or without $CIFAR_JAX_DATA.
 
@@ -267,21 +284,46 @@ def store(config: ConfigDict, workdir: Path) -> None:
             **{name: importlib.metadata.version(name) for name in LIBRARIES},
         },
         "git_commit": _git_commit(),
+        "device": device,
     }
-    part = workdir / f"{FILE}.part"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(record, indent=2) + "\n")
-        part.replace(workdir / FILE)
+        record["changes"] = _changes(workdir / FILE, record, step)
+        files.write(workdir / FILE, files.to_json(record))
     except OSError as error:
-        if part.is_file():  # of a full disk
-            part.unlink()
         raise _unusable(workdir, error) from error
+
+
+def _changes(path: Path, record: dict[str, Any], step: int) -> list[dict[str, Any]]:
+    """What has changed in the course of the run until `record` holds from `step` on: for each
+    change the step, and the fields as they were and are. What a run went back over is not kept."""
+    try:
+        stored = files.read_json(path)
+        changes = list(stored.pop("changes", []))
+        held = _flat_json(stored)
+        while changes and changes[-1]["step"] >= step:
+            held |= changes.pop()["was"]
+    except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
+        return []  # there is none, or none of ours
+    now = _flat_json(json.loads(json.dumps(record)))
+    different = [name for name in held | now if held.get(name) != now.get(name)]
+    if not step or not different:
+        return changes
+    was, now = ({name: of.get(name) for name in different} for of in (held, now))
+    return [*changes, {"step": step, "was": was, "is": now}]
+
+
+def _flat_json(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        nested = isinstance(value, dict)
+        flat |= _flat_json(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
 
 
 def _unusable(workdir: Path, error: OSError) -> UserError:
     return UserError(
-        f"Cannot use the workdir {workdir}: {error.strerror}. Choose another with --workdir=DIR."
+        f"Cannot use the workdir {workdir}: {reason(error)}. Choose another with --workdir=DIR."
     )
 
 
@@ -289,18 +331,23 @@ def load(workdir: Path) -> ConfigDict:
     """The stored config. Raises FileNotFoundError without one, UserError for a damaged one."""
     path = workdir / FILE
 
-    def restore_tuples(fields: dict[str, Any]) -> dict[str, Any]:  # JSON knows lists only
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    def with_tuples(fields: dict[str, Any]) -> dict[str, Any]:  # JSON knows lists only
+        return {
+            k: with_tuples(v) if isinstance(v, dict) else tuple(v) if isinstance(v, list) else v
+            for k, v in fields.items()
+        }
 
     try:
-        record = json.loads(path.read_text(), object_hook=restore_tuples)
-        return ConfigDict(dict(record["config"]))
+        return ConfigDict(with_tuples(dict(files.read_json(path)["config"])))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise _unusable(workdir, error) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a config of cifar_jax ({error}).") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a config of cifar_jax ({reason(error)}). Put back a copy; or rename "
+            "it, and start with all flags of the run to have it made again."
+        ) from error
 
 
 def load_for_eval(

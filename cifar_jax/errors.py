@@ -1,8 +1,10 @@
 """Errors a user can mend. Everything else is a bug and keeps its traceback."""
 
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -16,6 +18,26 @@ class UsageError(UserError):
     """A flag or config field that cannot work; nothing has been written. `main.py` exits 2."""
 
     exit_code = 2
+
+
+class Diverged(UserError):
+    """The loss or the network is of no use any more; another start would come to the same step."""
+
+    exit_code = 3
+    everywhere = True
+
+
+class Interrupted(UserError):
+    """A signal, after the state was saved. Of the signal a line has been said already."""
+
+    everywhere = True
+
+    def __init__(self, number: int, step: int, folder: Path):
+        super().__init__(
+            f"Stopped by {signal.Signals(number).name}: step {step} is saved in {folder}. "
+            "The same command goes on from there."
+        )
+        self.exit_code = 128 + number  # as shells have it
 
 
 def reason(error: BaseException) -> str:
@@ -44,7 +66,8 @@ def exit_code(program: Callable[[], None], debug: bool = False) -> int:
             raise
         print(error, file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:  # `signals.Left` was told of already
+        if not hasattr(error, "exit_code"):
+            print("Interrupted.", file=sys.stderr)
+        return getattr(error, "exit_code", 130)
     return 0

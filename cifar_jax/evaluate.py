@@ -12,9 +12,18 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cifar_jax import checkpoint, display, optim, parallel, pictures, steps, summaries
+from cifar_jax import (
+    checkpoint,
+    display,
+    optim,
+    parallel,
+    pictures,
+    pytrees,
+    steps,
+    summaries,
+)
 from cifar_jax.data import batches, sources
-from cifar_jax.errors import UsageError, UserError
+from cifar_jax.errors import Diverged, UsageError, UserError
 from cifar_jax.predictions import (
     Predictions,
     calibration,
@@ -60,7 +69,7 @@ class Evaluator:
 
     def restore(self, step: int) -> steps.TrainState:
         """Raises FileNotFoundError where the checkpoint has been deleted meanwhile."""
-        return checkpoint.restore(self._folder, step, self._like)
+        return pytrees.restore(self._folder, step, self._like)
 
     def predict(self, params: Any, views: int = 1) -> Predictions:
         """Of the first `num_examples` images of the split, in its order."""
@@ -157,12 +166,13 @@ def evaluate(
             if step is None and once:
                 raise UserError(f"No checkpoint in {folder} yet. Without --once, it is waited for.")
             if step is None:
+                if line := checkpoint.status(folder).diverged:
+                    raise Diverged(line)
                 return
             try:
                 evaluator.evaluate(step)
             except FileNotFoundError:
-                report(f"Checkpoint {step} was deleted before it was read.")
-                continue
+                continue  # removed by retention meanwhile; there is a later one
             if once:
                 return
             done = step

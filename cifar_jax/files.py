@@ -140,3 +140,7 @@ def _whole_number(digits: str) -> int:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from clu.parameter_overview import get_parameter_overview
 from ml_collections import ConfigDict
 
@@ -27,10 +28,16 @@ class Log:
         diverged: Callable[[str], Exception],
         progress: display.Display,
         first: int,
+        bound: float = math.inf,
     ):
         """`first` is the step that the run begins or goes on with; `diverged` makes the error of a
-        loss that is no number."""
+        run that has, as one does whose average loss is above `bound`."""
+        self._bound = bound
+        self._dead_since: dict[str, int] = {}  # layers without a gradient
+        self._told_of: set[str] = set()
+        self.healthy = True  # since this was last set, and as far as metrics were read
         self._config, self._diverged, self._display, self._first = config, diverged, progress, first
+        self._log_every = config.log_every_steps
         self.workdir = workdir
         self._averages = {name: summaries.Average() for name in ("loss", "cross_entropy", "l2")}
         self._continue_averages(workdir)
@@ -52,7 +59,7 @@ class Log:
         self, params: Any, rows: Sequence[overview.LayerRow], class_names: Sequence[str]
     ) -> None:
         """Tells what is about to be trained."""
-        self._class_names = class_names
+        self._class_names, self._layers = class_names, sorted(params)
         table = overview.markdown(rows)
         self.line(get_parameter_overview(params, include_stats=False))
         self.line(table)
@@ -95,7 +102,7 @@ class Log:
         self._unread = number, metrics, told
 
     def flush(self) -> None:
-        """Waits for the noted call. Raises UserError where a loss is NaN or infinite."""
+        """Waits for the noted call. Raises UserError where the run has diverged."""
         if self._unread is None:
             return
         (number, *unread), self._unread = self._unread, None
@@ -103,18 +110,14 @@ class Log:
         count, now = len(metrics["loss"]), time.monotonic()
         seconds, self._time = (now - self._time) / count, now
         for i in range(count):
-            values = {name: float(value[i]) for name, value in metrics.items()}
+            dead = metrics["dead"][i]
+            values = {name: float(v[i]) for name, v in metrics.items() if name != "dead"}
+            self._check(number + i, values["loss"], dead)
             self._read(number + i, values, seconds, {} if i else told)
 
     def _read(
         self, number: int, values: dict[str, float], seconds: float, told: dict[str, Any]
     ) -> None:
-        if not math.isfinite(values["loss"]):
-            before = f"; it was finite in the steps {self._first} to {number - 1}"
-            raise self._diverged(
-                f"The loss is {values['loss']} at step {number}"
-                + (before if number > self._first else ", the first one")
-            )
         for name, average in self._averages.items():
             values[f"{name}_average"] = average.update(values[name])
         self._line_pace.add(seconds)
@@ -126,6 +129,46 @@ class Log:
             self._write_histograms(number, told)
         if _due(self._config.summaries.images, number):
             self._write_images(number, told)
+
+    def _check(self, number: int, loss: float, dead: np.ndarray) -> None:
+        """Raises what `diverged` makes where a run cannot recover, or says it once."""
+        if not math.isfinite(loss):
+            before = f"; it was finite in the steps {self._first} to {number - 1}"
+            self._found(
+                "loss",
+                f"The loss is {loss} at step {number}"
+                + (before if number > self._first else ", the first one"),
+            )
+            return
+        average = self._averages["loss"].next(loss)
+        if average > self._bound:
+            self._found(
+                "loss",
+                f"The average loss is {average:.3g} at step {number}, more than "
+                f"{self._bound:.3g}, which is config.divergence.factor times that of a new network",
+            )
+        if loss > self._bound:
+            self.healthy = False
+        # Where no layer has a gradient, the loss is as low as it can be.
+        names = [name for name, d in zip(self._layers, dead, strict=True) if d and not dead.all()]
+        self._dead_since = {name: self._dead_since.get(name, number) for name in names}
+        self.healthy = self.healthy and not names
+        long = [n for n, at in self._dead_since.items() if number - at >= self._log_every - 1]
+        if long:
+            self._found(
+                "dead",
+                f"No gradient reaches {' and '.join(long)} in the steps "
+                f"{self._dead_since[long[0]]} to {number}: all their activations, or those behind "
+                f"them, are 0 (sparsity 1), with a loss of {loss:.3g}",
+            )
+
+    def _found(self, kind: str, what: str) -> None:
+        self.healthy = False
+        if self._config.divergence.action == "stop":
+            raise self._diverged(what)
+        if kind not in self._told_of:
+            self.line(f"{what}. Training goes on, as config.divergence.action says.")
+        self._told_of.add(kind)
 
     def _show(self, number: int, values: dict[str, float]) -> None:
         loss, average = values["loss"], values["loss_average"]

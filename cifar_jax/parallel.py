@@ -1,5 +1,6 @@
 """Replicas: one mesh axis over the devices of all processes, and what runs on each of them."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,22 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
+from cifar_jax.errors import UserError, reason
+
 AXIS = "replica"
 
 
 def num_devices(wanted: int) -> int:
-    """How many devices a run uses: `wanted` (0: all), or those there are if they are fewer."""
-    present = jax.device_count()
+    """How many devices a run uses: `wanted` (0: all), or those there are if they are fewer.
+
+    Raises UserError where JAX finds none.
+    """
+    try:
+        present = jax.device_count()
+    except RuntimeError as error:  # a driver that does not work, or a backend that is not there
+        chosen = os.environ.get("JAX_PLATFORMS")
+        hint = f" JAX_PLATFORMS={chosen} is set: unset it, or set it to cpu." if chosen else ""
+        raise UserError(f"JAX cannot start: {reason(error)}.{hint}") from error
     return min(wanted, present) if wanted else present
 
 

@@ -6,9 +6,6 @@ import importlib.util
 import logging
 import mmap
 import os
-import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 # Takes convolutions on CPUs back from YNNPACK, which runs them 1.7 to 3.3 times slower.
@@ -36,25 +33,12 @@ def start(debug: bool = False) -> None:
     _keep_memory()
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C ends the process at once, without a traceback: for the import of JAX, which loses a
-    KeyboardInterrupt."""
-
-    def leave(*_: object) -> None:
-        os.write(sys.stderr.fileno(), b"Interrupted.\n")
-        os._exit(130)
-
-    before = signal.signal(signal.SIGINT, leave)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def _cache_compilations() -> None:
-    folder = Path("~/.cache/cifar_jax/compiled").expanduser()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    with contextlib.suppress(RuntimeError):  # a user without a home, as in containers
+        folder = Path("~/.cache/cifar_jax/compiled").expanduser()
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-    _log.debug("Compiled steps are kept in %s", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    _log.debug("Compiled steps are kept in %s", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
 
 
 def _set_cpu_flag() -> None:

@@ -4,23 +4,17 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from cifar_jax import checkpoint, optim, parallel, steps
-from cifar_jax.errors import UserError
+from cifar_jax import checkpoint, optim, parallel, pytrees, steps
+from cifar_jax.errors import Diverged, UserError, reason
 
 SAVE = 1  # as a wish of a process; a greater one is the number of a signal
 
 AfterCheckpoint = Callable[[int], float | None]
-
-
-class Diverged(UserError):
-    """The loss or the parameters are not finite; another start would come to the same step."""
-
-    exit_code = 3
-    everywhere = True
 
 
 class Saver:
@@ -29,23 +23,85 @@ class Saver:
     def __init__(self, config: ConfigDict, folder: Path, tell: AfterCheckpoint | None):
         """Raises UserError where another process writes to `folder`, or nothing can be written."""
         self.folder, self._checkpoint, self._tell = folder, config.checkpoint, tell
-        self._newest: int | None = None  # the last good checkpoint
+        self._stops = config.divergence.action == "stop"
+        self._newest: int | None = None  # the last checkpoint
+        self._good: int | None = None  # the last that later steps have proven good
         self._time = time.monotonic()  # of it
-        self._writer = checkpoint.Writer(
+        self._writer = pytrees.Writer(
             folder, self._checkpoint.keep, self._checkpoint.keep_every_steps
         )
         self._all_finite = jax.jit(optim.all_finite)
 
-    def restore(self, state: steps.TrainState) -> steps.TrainState:
-        """The state that the run goes on from: `state`, or that of the last good checkpoint."""
-        seen = checkpoint.newest(self.folder, report=print)
-        newest = int(parallel.gather(-1 if seen is None else seen)[0])  # which goes for all
+    def restore(
+        self, state: steps.TrainState, from_step: int | None = None, restart: bool = False
+    ) -> steps.TrainState:
+        """The state that the run goes on from: `state`, or that of the last whole checkpoint, or
+        of `from_step`; with `restart`, `state` in any case.
+
+        What lies beyond is renamed. Raises UserError where there are checkpoints and none of them
+        can be used, or one cannot be read now.
+        """
+        first = jax.process_index() == 0
+        chosen = self._choose(from_step, restart) if first else None
+        newest = int(parallel.gather(-1 if chosen is None else chosen)[0])  # which goes for all
+        self._good = checkpoint.status(self.folder).good
+        if self._good is not None and self._good > newest:
+            self._good = None
         if newest >= 0:
-            state = checkpoint.restore(self.folder, newest, state)
+            state = pytrees.restore(self.folder, newest, state)
+            if int(state.step) != newest:
+                raise UserError(
+                    f"{self.folder / str(newest)} holds step {int(state.step)}: it was renamed. "
+                    "Give it its name back."
+                )
             print(f"Resuming from step {newest} in {self.folder}")
             self._newest = newest
-        self._writer.go_on_from(self._newest)
         return state
+
+    def _choose(self, from_step: int | None, restart: bool) -> int | None:
+        suffix, chosen = checkpoint.SUPERSEDED, from_step
+        if from_step is not None:
+            self._check(from_step)
+        elif not restart:
+            suffix = checkpoint.DAMAGED
+            problems: list[str] = []
+            chosen = checkpoint.newest(self.folder, problems.append)
+            if chosen is None and checkpoint.has_any(self.folder):
+                raise UserError(
+                    f"{' '.join([*problems, ''])}No checkpoint in {self.folder} can be used. "
+                    "--restart begins at step 0, and keeps them under other names."
+                )
+            for problem in problems:
+                print(problem)
+        try:
+            for step in checkpoint.steps(self.folder):
+                if chosen is None or step > chosen:
+                    name = checkpoint.set_aside(self.folder, step, suffix)
+                    print(f"Checkpoint {step} is kept as {self.folder / name}.")
+        except OSError as error:
+            raise UserError(f"Cannot write to {self.folder}: {reason(error)}.") from error
+        return chosen
+
+    def _check(self, step: int) -> None:
+        try:
+            problem = checkpoint.check(self.folder / str(step))
+        except FileNotFoundError:
+            known = ", ".join(map(str, checkpoint.steps(self.folder))) or "none"
+            problem = f"there is none; there are {known}"
+        if problem:
+            raise UserError(f"--from_step={step}: {problem}, in {self.folder}.")
+
+    def begin(self) -> None:
+        """A step was made: training goes on."""
+        self._mark(finished=None, diverged="")
+
+    def _mark(self, **changes: Any) -> None:
+        if jax.process_index():
+            return
+        try:
+            checkpoint.mark(self.folder, **changes)
+        except OSError as error:
+            raise UserError(f"Cannot write to {self.folder}: {reason(error)}.") from error
 
     def due(self, step: int) -> bool:
         every = self._checkpoint.every_steps
@@ -65,11 +121,16 @@ class Saver:
         every = self._checkpoint.every_steps
         return (step // every + 1) * every if every else math.inf
 
-    def save(self, step: int, state: steps.TrainState) -> float | None:
+    def save(self, step: int, state: steps.TrainState, healthy: bool = True) -> float | None:
+        """`healthy`: all steps since the last checkpoint were, so that it has proven good."""
         # The loss is of the parameters before the update, and does not show yet what that did.
         if not self._all_finite(state.params):
-            raise self.diverged(f"The parameters are no longer finite after step {step - 1}")
-        self._writer.save(step, state)
+            if self._stops:
+                raise self.diverged(f"The parameters are no longer finite after step {step - 1}")
+            healthy = False
+        if healthy:
+            self._good = self._newest
+        self._writer.save(step, state, self._good)
         self._newest, self._time = step, time.monotonic()
         return self.tell()
 
@@ -80,18 +141,28 @@ class Saver:
         self.wait()
         return self._tell(self._newest)
 
-    def diverged(self, what: str) -> "Diverged":
-        newest = self._newest
-        good = "does not exist yet" if newest is None else f"is {newest}, in {self.folder}"
+    def diverged(self, what: str) -> Diverged:
+        good = self._newest if self._good is None else self._good
+        last = (
+            "There is no good checkpoint yet."
+            if good is None
+            else f"The last good checkpoint is {good}, in {self.folder}: --from_step={good} "
+            "goes on from there."
+        )
         return Diverged(
-            f"{what}. The last good checkpoint {good}. Try a lower --config.optim.learning_rate, "
+            f"{what}. {last} Try a lower --config.optim.learning_rate, "
             "--config.optim.warmup_epochs=1, or --config.dtype=float32."
         )
 
     def finish(self, step: int) -> None:
         """Says that the checkpoint of `step` is the last, once it is complete."""
         self.wait()
-        checkpoint.mark_finished(self.folder, step)
+        self._mark(finished=step)
+
+    def give_up(self, error: Diverged) -> None:
+        """Says why there will be no more checkpoints."""
+        self.wait()
+        self._mark(diverged=str(error))
 
     def wait(self) -> None:
         self._writer.wait()

@@ -137,6 +137,7 @@ def train_step(
         state.params, state.step, scale, batch
     )
 
+    metrics["dead"] = without_gradient(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     l2 = optim.l2_penalty(state.params, config.optim)
     metrics |= {
@@ -233,6 +234,18 @@ def over_parts(function: Callable, batch: Batch, count: int) -> tuple[Any, Any]:
 
     total, _ = lax.scan(add, means, rest)
     return jax.tree.map(lambda x: x / count, total), more
+
+
+def without_gradient(gradients: Any) -> jax.Array:
+    """bool [layers], in the order of their sorted names: no gradient reaches the layer's vectors,
+    its bias above all, and so its activations, or all those of a later layer, are 0."""
+
+    def is_zero(layer: Any) -> jax.Array:
+        leaves = jax.tree.leaves(layer)
+        vectors = [leaf for leaf in leaves if leaf.ndim == 1] or leaves
+        return jnp.stack([(leaf == 0).all() for leaf in vectors]).all()
+
+    return jnp.stack([is_zero(gradients[name]) for name in sorted(gradients)])
 
 
 def norms(gradients: Any, params: Any, updates: Any) -> Metrics:

@@ -229,6 +229,11 @@ class Average:
     def __init__(self, decay: float = 0.9):
         self._decay, self._sum, self._weight = decay, 0.0, 0.0
 
+    def next(self, value: float) -> float:
+        """What `update` would give."""
+        decay = self._decay
+        return (decay * self._sum + (1 - decay) * value) / (decay * self._weight + 1 - decay)
+
     def update(self, value: float) -> float:
         self._sum = self._decay * self._sum + (1 - self._decay) * value
         self._weight = self._decay * self._weight + (1 - self._decay)

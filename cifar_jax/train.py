@@ -1,5 +1,6 @@
 """The training loop."""
 
+import concurrent.futures
 import contextlib
 import math
 import zlib
@@ -16,13 +17,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cifar_jax import checkpoint, display, optim, overview, parallel, steps
 from cifar_jax import config as config_lib
+from cifar_jax import display, optim, overview, parallel, records, steps
 from cifar_jax.data import feeds, shards, sources
-from cifar_jax.errors import UsageError
+from cifar_jax.errors import Diverged, Interrupted, UsageError
 from cifar_jax.log import Log
 from cifar_jax.saver import SAVE, AfterCheckpoint, Saver
-from cifar_jax.stop import Interrupted, Stop
+from cifar_jax.signals import Stop
 from cifar_jax.trace import Trace
 
 _TELLS = {
@@ -35,13 +36,19 @@ Images = sources.Split | shards.Shards
 
 
 def train(
-    config: ConfigDict, workdir: Path, after_checkpoint: AfterCheckpoint | None = None
+    config: ConfigDict,
+    workdir: Path,
+    after_checkpoint: AfterCheckpoint | None = None,
+    *,
+    from_step: int | None = None,
+    restart: bool = False,
 ) -> steps.TrainState:
-    """Trains to the end of the run in `workdir`, from its last good checkpoint if there is one.
+    """Trains to the end of the run in `workdir`, from its last whole checkpoint if there is one, or
+    from that of `from_step`; with `restart` from the beginning, whatever there is.
 
     `after_checkpoint` is called with the step of each checkpoint once it is complete; what it
     returns, if anything, is shown as the last precision @ 1. Raises UserError for what a user can
-    mend, Interrupted after SIGINT or SIGTERM.
+    mend, Diverged where training is of no use any more, and Interrupted after a signal.
     """
     changes = config_lib.check_same_run(config, workdir)
     data: Images = sources.open(config.data, "train")
@@ -68,8 +75,13 @@ def train(
 
     # From here on, and no earlier, something is written.
     with contextlib.closing(Saver(config, workdir / "checkpoints", after_checkpoint)) as saver:
-        state = saver.restore(state)
-        config_lib.store(config, workdir)
+        new = state
+        state = saver.restore(new, from_step, restart)
+        first = int(state.step)
+        bound = config.divergence.factor * _first_loss(config, new, len(data.class_names))
+        record = partial(
+            config_lib.store, config, workdir, first, parallel.describe(mesh, config.num_devices)
+        )
         for change in changes:
             print(f"With another config: {change}")
         if int(state.step) >= num_steps:
@@ -77,10 +89,11 @@ def train(
             saver.finish(int(state.step))
             saver.tell()
             return state
-        checkpoint.mark_finished(saver.folder, None)
+        if from_step is not None or restart:
+            _forget_evaluations(workdir, first)
         progress = display.Display(num_steps, int(state.step), len(data) / config.batch_size)
         with contextlib.closing(
-            Log(config, workdir, saver.diverged, progress, int(state.step))
+            Log(config, workdir, saver.diverged, progress, first, bound)
         ) as log:
             crop = (config.augment.crop_size, config.augment.crop_size, data.shape[-1])
             log.describe(state.params, overview.layers(model, crop), data.class_names)
@@ -88,9 +101,26 @@ def train(
             state = jax.tree.map(
                 parallel.put, state, steps.shardings(state, mesh, config.shard_optimizer)
             )
-            state = _loop(config, data, state, step, mesh, num_steps, log, saver)
+            try:
+                state = _loop(config, data, state, step, mesh, num_steps, log, saver, record)
+            except Diverged as error:
+                saver.give_up(error)
+                raise
         saver.finish(int(state.step))
     return state
+
+
+def _first_loss(config: ConfigDict, new: steps.TrainState, num_classes: int) -> float:
+    """Of a network that knows nothing yet, with its weight decay: the same in every start."""
+    return math.log(num_classes) + float(optim.l2_penalty(new.params, config.optim))
+
+
+def _forget_evaluations(workdir: Path, step: int) -> None:
+    """What was measured of checkpoints that the run has turned its back on."""
+    if jax.process_index() == 0:
+        records.drop(
+            workdir / records.FILE, lambda r: r["kind"].startswith("eval") and r["step"] > step
+        )
 
 
 def _check_same(data: Images) -> None:
@@ -141,18 +171,30 @@ def _loop(
     num_steps: int,
     log: Log,
     saver: Saver,
+    record: Callable[[], None],
 ) -> steps.TrainState:
     feed, resident = _feed(config, data, mesh)
     wanted = config.steps_per_call or parallel.steps_per_call(mesh)
     full = int(min(wanted, log.shortest(), saver.shortest()))
-    call = _Call(step, mesh, feed, resident, log)
+    number = first = int(state.step)
     with (
         contextlib.closing(feed),
         log,
         Stop() as stop,
         Trace(config, log.workdir, log) as trace,
     ):
-        number = int(state.step)
+        call = _Call(step, mesh, feed, resident, log, stop)
+
+        def save(number: int, state: steps.TrainState) -> None:
+            log.flush()
+            with log.paused():
+                if not (log.workdir / config_lib.FILE).exists():  # deleted meanwhile
+                    record()
+                stop.unsaved = True
+                log.saved(number, saver.save(number, state, log.healthy))
+            log.healthy = True
+            call.forget_wish()
+
         while number < num_steps:
             # Only the first step of a call tells more than its metrics, and nothing is saved within
             # one. Few programs serve a whole run: those of full calls, and of what is left over.
@@ -160,20 +202,31 @@ def _loop(
             room = min(num_steps, room) - number
             count = full if full <= room else 1
             trace.before(number)
-            state, metrics, told = call(state, number, count, stop.signal or saver.overdue())
+            wish = stop.signal or saver.overdue()
+            try:
+                state, metrics, told = call(state, number, count, wish)
+            except _NotCompiled:
+                save(number, state)
+                saver.wait()
+                raise Interrupted(stop.signal or 0, number, saver.folder) from None
             log.note(number, metrics, told)
+            if number == first:  # and no earlier is there anything to tell of
+                record()
+                saver.begin()
             number += count
+            stop.unsaved = True
             trace.after(number, state)
             last, wish = number == num_steps, call.wish()
             if last or wish or saver.due(number):
-                log.flush()
-                with log.paused():
-                    log.saved(number, saver.save(number, state))
-                call.forget_wish()
+                save(number, state)
             if wish > SAVE and not last:
                 saver.wait()
                 raise Interrupted(wish, number, saver.folder)
     return state
+
+
+class _NotCompiled(Exception):
+    """A signal came before a step was compiled."""
 
 
 class _Call:
@@ -183,8 +236,16 @@ class _Call:
     wishes at the same step, without a word beside the steps.
     """
 
-    def __init__(self, step: Callable, mesh: Mesh, feed: feeds.Feed, resident: tuple, log: Log):
-        self._step, self._mesh, self._feed, self._log = step, mesh, feed, log
+    def __init__(
+        self,
+        step: Callable,
+        mesh: Mesh,
+        feed: feeds.Feed,
+        resident: tuple,
+        log: Log,
+        stop: Stop,
+    ):
+        self._step, self._mesh, self._feed, self._log, self._stop = step, mesh, feed, log, stop
         self._resident = resident
         self._programs: dict[tuple[int, steps.Detail], jax.stages.Compiled] = {}
         self._wishes: tuple[jax.Array | None, jax.Array | None] = None, None
@@ -199,13 +260,31 @@ class _Call:
                 f"Compiling the training step {_TELLS[detail]}: about 10 s, or 1 s where it is in "
                 "the cache."
             )
+            log.flush()  # what runs beside the compilation would seem to take no time
             with log.paused():
-                self._programs[count, detail] = compile_step(
-                    self._step, detail, self._mesh, state, travels, self._resident
-                )
+                self._programs[count, detail] = self._compile(detail, state, travels)
         *results, greatest = self._programs[count, detail](state, travels, self._resident, wishes)
         self._wishes = self._wishes[1], greatest
         return results
+
+    def _compile(
+        self, detail: steps.Detail, state: steps.TrainState, travels: tuple
+    ) -> jax.stages.Compiled:
+        """Raises _NotCompiled where a signal comes meanwhile and this process may act alone.
+
+        In a thread: XLA compiles for many seconds, in which Python would run no handler.
+        """
+        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compile")
+        coming = pool.submit(
+            compile_step, self._step, detail, self._mesh, state, travels, self._resident
+        )
+        pool.shutdown(wait=False)
+        while True:
+            try:
+                return coming.result(timeout=0.1)
+            except concurrent.futures.TimeoutError:
+                if self._stop.signal and jax.process_count() == 1:
+                    raise _NotCompiled from None
 
     def wish(self) -> int:
         """The greatest wish that came with the call before the last, which has ended by now."""

@@ -89,8 +89,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_steps = 1_000  # 0: not by steps
     checkpoint.every_minutes = 10.0  # 0: not by time
-    checkpoint.keep = 5  # the newest ones
+    checkpoint.keep = 5  # the newest ones, and the last that later steps have proven good
     checkpoint.keep_every_steps = 0  # besides them, every multiple of this for good; 0: none
+
+    config.divergence = ml_collections.ConfigDict()
+    config.divergence.action = "stop"  # or 'continue'; a good checkpoint is kept in any case
+    config.divergence.factor = 10.0  # of the first loss, above which the average one has diverged
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 512  # has no influence on the result

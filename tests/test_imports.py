@@ -29,12 +29,13 @@ ALLOWED = {  # beside `errors` and `files`, which all may use
     "config": {"augment", "models", "optim", "parallel", "data"},
     "steps": {"augment", "models", "optim", "parallel"},
     "log": {"config", "display", "overview", "pictures", "records", "steps", "summaries"},
-    "stop": set(),
-    "saver": {"checkpoint", "optim", "parallel", "steps"},
+    "signals": set(),
+    "pytrees": {"checkpoint"},
+    "saver": {"checkpoint", "optim", "parallel", "pytrees", "steps"},
     "trace": {"log", "steps"},
-    "train": {"data", "steps", "checkpoint", "parallel", "config", "optim"}
-    | {"log", "display", "overview", "saver", "stop", "trace"},
-    "evaluate": {"data", "steps", "checkpoint", "parallel", "optim"}
+    "train": {"data", "steps", "parallel", "config", "optim"}
+    | {"log", "display", "overview", "records", "saver", "signals", "trace"},
+    "evaluate": {"data", "steps", "checkpoint", "parallel", "optim", "pytrees"}
     | {"display", "pictures", "predictions", "summaries"},
     "plots": {"overview", "predictions"},
     "history": {"records"},
