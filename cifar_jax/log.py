@@ -35,6 +35,7 @@ class Log:
         self._bound = bound
         self._dead_since: dict[str, int] = {}  # layers without a gradient
         self._told_of: set[str] = set()
+        self._layers: list[str] = []
         self.healthy = True  # since this was last set, and as far as metrics were read
         self._config, self._diverged, self._display, self._first = config, diverged, progress, first
         self._log_every = config.log_every_steps

@@ -38,18 +38,21 @@ class _Listener:
 
     def __init__(self) -> None:
         self.listening = False
+        self.said = threading.Event()  # the line about the first signal
         self.grace = 0.0  # 0: the main thread is importing, and would lose an exception
         self.saving: Callable[[], bool] | None = None  # whether there is something to save
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Within the main thread, between two of its instructions."""
+        self.said.wait(1.0)
         if self.grace and not (self.saving and self.saving()):
             raise Left(number)
 
     def follow(self, wakeup: socket.socket) -> None:
         first, leave_at = 0, float("inf")
         while True:
-            wakeup.settimeout(max(0.0, leave_at - time.monotonic()) if first else None)
+            left = leave_at - time.monotonic()
+            wakeup.settimeout(None if left == float("inf") else max(0.001, left))
             try:
                 numbers = wakeup.recv(64)
             except TimeoutError:
@@ -63,9 +66,10 @@ class _Listener:
                 first, name = number, signal.Signals(number).name
                 if self.saving and self.saving():
                     _say(f"{name}: saving, then leaving. Once more leaves at once.")
-                    continue
-                _say(f"Stopped by {name}.")
-                leave_at = time.monotonic() + self.grace
+                else:
+                    _say(f"Stopped by {name}.")
+                    leave_at = time.monotonic() + self.grace
+                self.said.set()
 
 
 _listener = _Listener()
@@ -136,6 +140,8 @@ class Stop:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if _listener.listening:
+            _listener.said.wait(1.0)
         if _listener.listening and not self.unsaved and self.signal is None:
             raise Left(number)
         self.signal = number

@@ -144,7 +144,7 @@ def test_length_in_steps(default):
 
 
 def test_stored_config_says_where_it_comes_from(default, tmp_path):
-    config_lib.store(default, tmp_path / "run")
+    config_lib.store(default, tmp_path / "run", 0, "1 CPU device")
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert set(record["versions"]) == {"python", *config_lib.LIBRARIES}
     assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", record["git_commit"])
@@ -155,7 +155,7 @@ def test_stored_config_says_where_it_comes_from(default, tmp_path):
 def test_evaluation_needs_the_workdir_alone(default, tmp_path):
     fresh = default.copy_and_resolve_references()
     default.optim.momentum = 0.5
-    config_lib.store(default, tmp_path)
+    config_lib.store(default, tmp_path, 0, "1 CPU device")
     overrides = {"data.dir": "/elsewhere"}
     config = config_lib.load_for_eval(tmp_path, fresh, overrides, wait=False)
     assert config.optim.momentum == 0.5
@@ -163,7 +163,7 @@ def test_evaluation_needs_the_workdir_alone(default, tmp_path):
 
 
 def test_a_config_stored_before_a_field_existed_takes_its_default(default, tmp_path):
-    config_lib.store(default, tmp_path)
+    config_lib.store(default, tmp_path, 0, "1 CPU device")
     path = tmp_path / "config.json"
     record = json.loads(path.read_text())
     del record["config"]["augment"]["random_order"]
@@ -173,7 +173,7 @@ def test_a_config_stored_before_a_field_existed_takes_its_default(default, tmp_p
 
 
 def test_a_stored_config_with_a_field_of_another_type(default, tmp_path):
-    config_lib.store(default, tmp_path)
+    config_lib.store(default, tmp_path, 0, "1 CPU device")
     path = tmp_path / "config.json"
     for damage in ('"batch_size": "many"', '"augment": 3'):
         record = json.loads(path.read_text())
@@ -193,7 +193,7 @@ def test_a_workdir_without_config_or_with_a_damaged_one(default, tmp_path):
 
 def test_a_resume_accepts_another_length_and_refuses_another_run(default, tmp_path):
     assert config_lib.check_same_run(default, tmp_path) == []
-    config_lib.store(default, tmp_path)
+    config_lib.store(default, tmp_path, 0, "1 CPU device")
     default.num_steps = 5
     default.optim.learning_rate = 0.05
     default.data.dir = "/elsewhere"  # the same images, in another place: not worth a word

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import augment, checkpoint, evaluate, optim, steps, train
+from cifar_jax import augment, checkpoint, evaluate, optim, pytrees, steps, train
 from cifar_jax import config as config_lib
 from cifar_jax.data import sources
 from cifar_jax.errors import UsageError, UserError
@@ -49,7 +49,7 @@ def expected_precision(config, workdir, step, split, averages=True, count=None, 
     model = steps.make_model(config, 10)
     optimizer = steps.make_optimizer(config, lambda _: 0.1)
     like = jax.eval_shape(partial(steps.init_state, config, model, optimizer))
-    state = checkpoint.restore(workdir / "checkpoints", step, like)
+    state = pytrees.restore(workdir / "checkpoints", step, like)
     params = optim.averages(state.opt_state) if averages else state.params
     data = sources.load(config.data, split)
     looks = [data.images[:count, 4:28, 4:28]]
@@ -139,7 +139,7 @@ def test_following_waits_for_the_first_checkpoint_and_sees_new_ones(
 ):
     full = trained(config, tmp_path / "full")
     workdir = tmp_path / "growing"
-    config_lib.store(config, workdir)
+    config_lib.store(config, workdir, 0, "1 CPU device")
     (workdir / "checkpoints").mkdir()
     follower = threading.Thread(target=evaluate.evaluate, args=(config, workdir))
     follower.start()
@@ -152,24 +152,24 @@ def test_following_waits_for_the_first_checkpoint_and_sees_new_ones(
         while len(records(workdir) if (workdir / "metrics.jsonl").exists() else []) < count:
             follower.join(0.05)
             assert follower.is_alive()
-    checkpoint.mark_finished(workdir / "checkpoints", 6)
+    checkpoint.mark(workdir / "checkpoints", finished=6)
     follower.join(60)
     assert not follower.is_alive()
     assert [record["step"] for record in records(workdir)] == [3, 6]
 
 
 def test_a_checkpoint_deleted_under_the_reader_is_passed_over(config, workdir, monkeypatch, capsys):
-    original = checkpoint.restore
+    original = pytrees.restore
 
     def restore(folder, step, like):
         if step == 6:
             shutil.rmtree(folder / "6")
         return original(folder, step, like)
 
-    monkeypatch.setattr(checkpoint, "restore", restore)
+    monkeypatch.setattr(pytrees, "restore", restore)
     evaluate.evaluate(config, workdir)
     assert [record["step"] for record in records(workdir)] == [3]
-    assert "Checkpoint 6 was deleted before it was read" in capsys.readouterr().out
+    assert "Checkpoint 6" not in capsys.readouterr().out
 
 
 def test_more_examples_than_there_are(config, workdir):

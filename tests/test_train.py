@@ -1,6 +1,7 @@
 """The training loop: bit-exact resume, cadence, divergence, signals."""
 
 import contextlib
+import json
 import math
 import os
 import re
@@ -13,11 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import checkpoint, display, records, saver, steps, stop, train
+from cifar_jax import checkpoint, display, pytrees, records, saver, steps, train
 from cifar_jax import config as config_lib
 from cifar_jax import log as log_lib
 from cifar_jax.data import shards, sources
-from cifar_jax.errors import UsageError, UserError
+from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError
 from tests.test_summaries import values
 
 
@@ -61,14 +62,14 @@ def test_a_resumed_run_gives_the_bytes_of_the_uninterrupted_one(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(log_lib.Log, "note", note)
-    with pytest.raises(stop.Interrupted, match=r"Stopped by SIGTERM: step \d is saved") as stopped:
+    with pytest.raises(Interrupted, match=r"Stopped by SIGTERM: step \d is saved") as stopped:
         train.train(config, tmp_path)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     monkeypatch.undo()
-    assert checkpoint.finished(tmp_path / "checkpoints") is None
+    assert checkpoint.status(tmp_path / "checkpoints").finished is None
     assert state_bytes(train.train(config, tmp_path)) == expected
     assert "Resuming from step" in capsys.readouterr().out
-    assert checkpoint.finished(tmp_path / "checkpoints") == 6
+    assert checkpoint.status(tmp_path / "checkpoints").finished == 6
 
 
 def test_a_signal_between_two_looks_is_not_taken_for_saved(config, tmp_path, monkeypatch):
@@ -82,7 +83,7 @@ def test_a_signal_between_two_looks_is_not_taken_for_saved(config, tmp_path, mon
         return original(self, step)
 
     monkeypatch.setattr(saver.Saver, "due", due)
-    with pytest.raises(stop.Interrupted, match="step 5 is saved"):
+    with pytest.raises(Interrupted, match="step 5 is saved"):
         train.train(config, tmp_path)
     assert checkpoint.newest(tmp_path / "checkpoints", print) == 5
 
@@ -104,21 +105,21 @@ def test_a_mark_of_an_earlier_end_is_taken_away(config, tmp_path):
     """Though no checkpoint is left: a follower would take it for the end of this run."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
-    checkpoint.mark_finished(folder, 3)
+    checkpoint.mark(folder, finished=3)
     seen = []
     train.train(
-        config, tmp_path, after_checkpoint=lambda _: seen.append(checkpoint.finished(folder))
+        config, tmp_path, after_checkpoint=lambda _: seen.append(checkpoint.status(folder).finished)
     )
     assert seen == [None, None]
-    assert checkpoint.finished(folder) == 6
+    assert checkpoint.status(folder).finished == 6
 
 
 def test_an_end_that_was_not_marked_is_marked(config, tmp_path):
     """Else an evaluation beside it would wait for ever."""
     train.train(config, tmp_path)
-    checkpoint.mark_finished(tmp_path / "checkpoints", None)
+    checkpoint.mark(tmp_path / "checkpoints", finished=None)
     train.train(config, tmp_path)
-    assert checkpoint.finished(tmp_path / "checkpoints") == 6
+    assert checkpoint.status(tmp_path / "checkpoints").finished == 6
 
 
 def test_a_start_beside_another_changes_nothing(config, tmp_path):
@@ -126,7 +127,7 @@ def test_a_start_beside_another_changes_nothing(config, tmp_path):
     before = (tmp_path / "config.json").read_bytes()
     config.optim.learning_rate = 0.7
     with (
-        contextlib.closing(checkpoint.Writer(tmp_path / "checkpoints", keep=1)),
+        contextlib.closing(pytrees.Writer(tmp_path / "checkpoints", keep=1)),
         pytest.raises(UserError, match="is writing to"),
     ):
         train.train(config, tmp_path)
@@ -183,7 +184,8 @@ def a_log(config, tmp_path):
 
 def metrics(count):
     one = np.ones(count)
-    return {"loss": one, "cross_entropy": one, "l2": 0 * one, "learning_rate": one}
+    values = {"loss": one, "cross_entropy": one, "l2": 0 * one, "learning_rate": one}
+    return {**values, "dead": np.zeros((count, 0), bool)}
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_a_damaged_last_checkpoint_costs_steps_but_no_bit(config, tmp_path, unin
     config.num_steps = 6
     assert state_bytes(train.train(config, tmp_path)) == uninterrupted(config)
     out = capsys.readouterr().out
-    assert "Checkpoint 5 is not used: manifest.json is missing." in out
+    assert "Checkpoint 5 is damaged and not used: manifest.json is missing." in out
     assert "Resuming from step 3" in out
 
 
@@ -375,10 +377,153 @@ def test_a_loss_that_diverges_stops_the_run(config, tmp_path):
     with pytest.raises(
         UserError,
         match=r"The (loss is (nan|inf) at step \d|parameters are no longer finite).* "
-        r"The last good checkpoint does not exist yet.*learning_rate",
+        r"There is no good checkpoint yet.*learning_rate",
     ):
         train.train(config, tmp_path)
     assert checkpoint.steps(tmp_path / "checkpoints") == []
+
+
+def check(log, losses, dead):
+    """Feeds the log with losses, and bools [steps, layers]."""
+    log._layers = ["conv1", "conv2", "local3"]
+    for number, (loss, row) in enumerate(zip(losses, dead, strict=True)):
+        log._check(number, loss, np.array(row))
+        log._averages["loss"].update(loss)
+
+
+ALIVE = [False, False, False]
+
+
+def test_a_loss_that_grows_without_end_is_divergence_and_a_peak_is_not(a_log):
+    a_log._bound = 40.0
+    check(a_log, [4.0, 4.0, 60.0, 4.0, 4.0], [ALIVE] * 5)
+    assert not a_log.healthy  # for the checkpoint after that peak
+    with pytest.raises(UserError, match=r"average loss is 2.13e\+13 at step 0, more than 40"):
+        check(a_log, [1e14], [ALIVE])
+
+
+def test_a_dead_network_is_divergence_once_it_lasts(a_log):
+    a_log._log_every = 3
+    dead = [True, True, False]
+    check(a_log, [2.3] * 5, [dead, dead, ALIVE, dead, dead])
+    assert not a_log.healthy
+    a_log._dead_since = {}
+    with pytest.raises(
+        UserError, match=r"No gradient reaches conv1 and conv2 in the steps 0 to 2: .*sparsity 1"
+    ):
+        check(a_log, [2.3] * 3, [dead] * 3)
+
+
+def test_no_gradient_anywhere_is_a_loss_of_zero(a_log):
+    a_log._log_every = 1
+    check(a_log, [0.0] * 3, [[True] * 3] * 3)
+    assert a_log.healthy
+
+
+def test_divergence_that_is_to_go_on_is_said_once(a_log, capsys):
+    a_log._config.divergence.action = "continue"
+    a_log._bound = 40.0
+    check(a_log, [math.nan, 1e9, math.inf], [ALIVE] * 3)
+    out = capsys.readouterr().out
+    assert out.count("Training goes on, as config.divergence.action says.") == 1
+    assert not a_log.healthy
+
+
+@pytest.mark.parametrize("action", ["stop", "continue"])
+def test_a_good_checkpoint_outlives_divergence(config, tmp_path, action):
+    """Finite to the end, at a rate at which the network dies or its weights grow without end."""
+    config.optim.learning_rate = 3.0
+    config.checkpoint.update(every_steps=1, keep=1)
+    config.divergence.action = action
+    config.num_steps = 25
+    folder = tmp_path / "checkpoints"
+    if action == "stop":
+        with pytest.raises(Diverged, match=r"The last good checkpoint is \d+, in .*--from_step="):
+            train.train(config, tmp_path)
+        assert checkpoint.status(folder).diverged
+    else:
+        train.train(config, tmp_path)
+        assert checkpoint.status(folder).finished == 25
+    good = checkpoint.status(folder).good
+    assert good in checkpoint.steps(folder) and checkpoint.check(folder / str(good)) == ""
+    assert good < 6
+
+
+def test_the_first_loss_is_that_of_the_tutorial(config):
+    model = steps.make_model(config, 10)
+    state = steps.init_state(config, model, steps.make_optimizer(config, lambda _: 0.1))
+    assert train._first_loss(config, state, 10) == pytest.approx(4.68, abs=0.01)
+
+
+def test_the_explicit_words_rename_what_lies_beyond(config, tmp_path, uninterrupted, capsys):
+    folder = tmp_path / "checkpoints"
+    train.train(config, tmp_path)
+    assert checkpoint.steps(folder) == [3, 6]
+    with pytest.raises(UserError, match="--from_step=4: there is none; there are 3, 6, in"):
+        train.train(config, tmp_path, from_step=4)
+    assert state_bytes(train.train(config, tmp_path, from_step=3)) == uninterrupted(config)
+    assert (folder / "6.superseded").is_dir() and checkpoint.steps(folder) == [3, 6]
+    assert state_bytes(train.train(config, tmp_path, restart=True)) == uninterrupted(config)
+    assert "Checkpoint 6 is kept as" in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        *("3", "6", "6.superseded", "3.superseded", "6.superseded.2")
+    }
+
+
+def test_where_no_checkpoint_can_be_used_nothing_is_changed(config, tmp_path):
+    config.num_steps = 3
+    train.train(config, tmp_path)
+    manifest = tmp_path / "checkpoints" / "3" / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text("{}")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"3 is damaged .* --restart begins at step 0"):
+            train.train(config, tmp_path)
+        assert checkpoint.steps(tmp_path / "checkpoints") == [3]
+    manifest.write_text(text)
+    assert int(train.train(config, tmp_path).step) == 3
+
+
+def test_a_file_that_cannot_be_read_stops_the_resume_and_costs_nothing(
+    config, tmp_path, monkeypatch
+):
+    config.num_steps = 4
+    train.train(config, tmp_path)
+
+    def fail(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint, "_sha256", fail)
+    with pytest.raises(UserError, match=r"/4/\S+ cannot be read: Permission denied. Nothing was"):
+        train.train(config, tmp_path)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [3, 4]
+
+
+def test_a_start_that_makes_no_step_leaves_the_record_as_it_is(config, tmp_path):
+    train.train(config, tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    config.optim.learning_rate = 0.5
+    train.train(config, tmp_path)  # has ended already
+    assert (tmp_path / "config.json").read_bytes() == before
+    config.num_steps = 7
+    train.train(config, tmp_path)
+    (change,) = json.loads((tmp_path / "config.json").read_text())["changes"]
+    assert change["step"] == 6
+    assert change["was"] == {"config.num_steps": 6, "config.optim.learning_rate": 0.1}
+    assert change["is"] == {"config.num_steps": 7, "config.optim.learning_rate": 0.5}
+
+
+def test_a_workdir_deleted_meanwhile_is_whole_again_with_the_next_checkpoint(config, tmp_path):
+    workdir, seen = tmp_path / "run", []
+
+    def delete(step):
+        if not seen:
+            shutil.rmtree(workdir)
+        seen.append(step)
+
+    train.train(config, workdir, after_checkpoint=delete)
+    assert checkpoint.newest(workdir / "checkpoints", print) == 6
+    assert (workdir / "config.json").exists()
 
 
 def test_parameters_that_are_not_finite_are_never_saved(config, tmp_path, monkeypatch):

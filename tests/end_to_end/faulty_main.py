@@ -40,18 +40,18 @@ def break_step(wanted: int, number: signal.Signals) -> None:
 
 
 def break_seal(wanted: int, written: bool) -> None:
-    from cifar_jax import checkpoint
+    from cifar_jax import pytrees
 
-    seal = checkpoint.Writer._seal
+    finish = pytrees.Writer._finish
 
-    def faulty(self, path, together):
-        if path.name == str(wanted):
+    def faulty(self, step, write, *rest):
+        if step == wanted:
             if written:
-                self._orbax.wait_until_finished()
+                write()
             end(signal.SIGKILL)
-        return seal(self, path, together)
+        return finish(self, step, write, *rest)
 
-    checkpoint.Writer._seal = faulty
+    pytrees.Writer._finish = faulty
 
 
 def slow_end(seconds: int) -> None:
@@ -80,9 +80,9 @@ if __name__ == "__main__":
         from cifar_jax import runtime
 
         runtime.start()
-        from cifar_jax import checkpoint
+        from cifar_jax import pytrees
 
-        checkpoint._SHARED_SECONDS = 5.0
+        pytrees._SHARED_SECONDS = 5.0
         if kind.endswith("in step"):
             break_step(int(value), signal.SIGSTOP if "stop" in kind else signal.SIGKILL)
         elif kind == "slow end":

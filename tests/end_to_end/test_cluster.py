@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import checkpoint, optim, records, steps
+from cifar_jax import checkpoint, optim, pytrees, records, steps
 from cifar_jax import config as config_lib
 from cifar_jax.data import native, shards, sources
 from tests.conftest import NAMES, NUM_TRAIN, ROOT, random_images
@@ -67,7 +67,7 @@ def leaves(workdir, step=60):
     like = jax.eval_shape(
         partial(steps.init_state, config, steps.make_model(config, 10), optimizer)
     )
-    return jax.tree.leaves(checkpoint.restore(workdir / "checkpoints", step, like))
+    return jax.tree.leaves(pytrees.restore(workdir / "checkpoints", step, like))
 
 
 def losses(workdir):
@@ -122,7 +122,7 @@ def test_the_others_wait_for_what_one_still_has_to_write(launch, tmp_path):
         faulty=0,
     )
     assert code == 0, out
-    assert checkpoint.finished(tmp_path / "run" / "checkpoints") == 4
+    assert checkpoint.status(tmp_path / "run" / "checkpoints").finished == 4
 
 
 def test_a_loss_that_diverges_is_not_tried_again(launch, tmp_path):

@@ -123,7 +123,7 @@ def test_killed_at_any_moment_the_bytes_are_those_of_the_whole_run(tiny, tmp_pat
     assert whole.returncode == 0, whole.stderr
     folder = tmp_path / "killed" / "checkpoints"
     kills, seen = 0, 0
-    while checkpoint.finished(folder) is None:
+    while checkpoint.status(folder).finished is None:
         process = subprocess.Popen(
             [*MAIN, *flags, f"--workdir={tmp_path / 'killed'}"], stdout=subprocess.DEVNULL
         )
