@@ -30,6 +30,7 @@ ALLOWED = {  # beside `errors` and `files`, which all may use
     "steps": {"augment", "models", "optim", "parallel"},
     "log": {"config", "display", "overview", "pictures", "records", "steps", "summaries"},
     "stop": set(),
+    "streams": set(),
     "saver": {"checkpoint", "optim", "parallel", "steps"},
     "trace": {"log", "steps"},
     "train": {"data", "steps", "checkpoint", "parallel", "config", "optim"}
