@@ -38,6 +38,11 @@ def precision_line(precision: float, views: int = 1) -> str:
     return f"{_now()}: precision @ 1{over} = {precision:.3f}"
 
 
+def plain(text: str) -> str:
+    """A name of whatever bytes as one line that any font and terminal takes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _now() -> str:
     return datetime.datetime.now().isoformat(sep=" ", timespec="microseconds")
 

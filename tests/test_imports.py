@@ -36,8 +36,8 @@ ALLOWED = {  # beside `errors` and `files`, which all may use
     "train": {"data", "steps", "checkpoint", "parallel", "config", "optim"}
     | {"log", "display", "overview", "saver", "stop", "trace"},
     "evaluate": {"data", "steps", "checkpoint", "parallel", "optim"}
-    | {"display", "pictures", "predictions", "summaries"},
-    "plots": {"overview", "predictions"},
+    | {"display", "pictures", "predictions", "records", "summaries"},
+    "plots": {"display", "overview", "predictions"},
     "history": {"records"},
     "charts": {"history", "plots"},
     "report": {
