@@ -116,7 +116,8 @@ def test_what_is_no_record_is_passed_over(path, line):
 
 def test_a_line_without_end_is_passed_over(path, monkeypatch):
     monkeypatch.setattr(records, "_MAX_LINE", 100)
-    lines = [json.dumps(record(0)), json.dumps(record(1, loss="1" * 310)), json.dumps(record(2))]
+    end = "x" * 100 + json.dumps(record(1))  # whose end alone would be a record
+    lines = [json.dumps(record(0)), end, json.dumps(record(2))]
     path.write_text("\n".join(lines))
     assert [r["step"] for r in records.read(path)] == [0, 2]
 
