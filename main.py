@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cifar_jax import signals
+from cifar_jax import signals, streams
 
 if __name__ == "__main__":  # from here on no signal is lost, however long the imports take
+    streams.protect()
     signals.listen()
 
 from absl import flags
@@ -60,7 +61,8 @@ def run(argv: list[str]) -> None:
         print(f"The report is {report.make([workdir, *more], default, overrides)}")
     elif FLAGS.mode == "eval":
         config = config_lib.load_for_eval(workdir, default, overrides, wait=not FLAGS.once)
-        evaluate(config, workdir, once=FLAGS.once, **options)
+        own = not any(name in config_lib.DATASET_FIELDS for name in overrides)
+        evaluate(config, workdir, once=FLAGS.once, own_data=own, **options)
     else:
         with cluster.joined(config, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
             config_lib.settle(config)

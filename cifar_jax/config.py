@@ -46,6 +46,10 @@ _MACHINE = (
     "data.num_threads",
     "data.prefetch",
 )
+DATASET_FIELDS = (  # which images are read
+    *("data.source", "data.dir", "data.shards", "data.tfds_name", "data.tfds_train_split"),
+    *("data.tfds_test_split", "data.synthetic_train", "data.synthetic_test", "data.synthetic_seed"),
+)
 # What decides whether the optimiser's state holds a velocity, or a loss scale.
 _STATE = {"optim.momentum": bool, "dtype": lambda dtype: dtype == "float16"}
 

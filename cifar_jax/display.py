@@ -1,13 +1,27 @@
-"""What a run says on the console: the tutorial's lines, and on a terminal a bar above them."""
+"""What a run says on the console: the tutorial's lines, and on a terminal a bar below them."""
 
 import datetime
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 Item = TypeVar("Item")
+
+_FIRST = ("loss", "precision @ 1", "images/s", "rate", "epoch", "checkpoint")  # of the notes
+_GAP = "  "
+_MIN_BAR = 16  # columns; where less would be left beside the notes, they go above it
 
 
 def train_line(step: int, loss: float, batch_size: int, seconds: float) -> str:
@@ -24,26 +38,75 @@ def precision_line(precision: float, views: int = 1) -> str:
     return f"{_now()}: precision @ 1{over} = {precision:.3f}"
 
 
+def plain(text: str) -> str:
+    """A name of whatever bytes as one line that any font and terminal takes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _now() -> str:
     return datetime.datetime.now().isoformat(sep=" ", timespec="microseconds")
+
+
+class _Notes(ProgressColumn):
+    """What stands beside the bar where there is room for it."""
+
+    text = ""
+
+    def render(self, task: Task) -> Text:
+        return Text(self.text, no_wrap=True)
+
+
+class _Bar(Progress):
+    """Count, bar, time left; and the notes, beside them or on lines of their own above."""
+
+    def __init__(self, console: Console):
+        self.notes: dict[str, str] = {}
+        self._screen = console  # Progress draws before it has one
+        self._beside = _Notes(Column(no_wrap=True))  # else the bar takes its room
+        columns = MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn()
+        super().__init__(*columns, self._beside, console=console, expand=True)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        width = self._screen.width
+        lines = _wrapped(self.notes, width)
+        task = self.tasks[0] if self.tasks else None
+        count = 2 * len(str(int(task.total or 0))) + 1 if task else 0
+        needed = count + _MIN_BAR + len("0:00:00") + 3  # and a space between each two
+        beside = len(lines) == 1 and cell_len(lines[0]) + needed <= width
+        self._beside.text = lines[0] if beside else ""
+        if not beside:
+            yield from (Text(line, no_wrap=True, overflow="ellipsis") for line in lines)
+        yield self.make_tasks_table(self.tasks)
+
+
+def _wrapped(notes: Mapping[str, str], width: int) -> list[str]:
+    """Lines of "name value", never broken between the two, the most important first."""
+    names = [name for name in _FIRST if name in notes]
+    lines: list[str] = []
+    for name in names + [name for name in notes if name not in _FIRST]:
+        note = f"{name} {notes[name]}"
+        if lines and cell_len(lines[-1] + _GAP + note) <= width:
+            lines[-1] += _GAP + note
+        else:
+            lines.append(note)
+    return lines
 
 
 class Display:
     """Lines of text; on a terminal they scroll above a bar with what a run looks like now."""
 
-    def __init__(self, total: int, done: int, steps_per_epoch: float = 1.0):
-        console = Console()
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        steps_per_epoch: float = 1.0,
+        console: Console | None = None,
+    ):
+        console = console or Console()
         self._steps_per_epoch = steps_per_epoch
-        self._notes: dict[str, str] = {}
-        self._bar: Progress | None = None
+        self._bar: _Bar | None = None
         if console.is_terminal:
-            columns = (
-                MofNCompleteColumn(),
-                BarColumn(bar_width=None),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}", markup=False),
-            )
-            self._bar = Progress(*columns, console=console, expand=True)
+            self._bar = _Bar(console)
             self._task = self._bar.add_task("", total=total, completed=done)
 
     def __enter__(self) -> "Display":
@@ -62,11 +125,9 @@ class Display:
             print(text, flush=True)
 
     def note(self, **notes: str) -> None:
-        """Shows these beside the bar from now on, each by its name."""
-        self._notes |= notes
+        """Shows these at the bar from now on, each by its name."""
         if self._bar:
-            text = "  ".join(f"{name} {value}" for name, value in self._notes.items())
-            self._bar.update(self._task, description=text)
+            self._bar.notes = self._bar.notes | notes  # whole: another thread draws them
 
     def advance(self, step: int, **notes: str) -> None:
         """`step` steps are done."""

@@ -1,6 +1,7 @@
 """The evaluation loop over the checkpoints of a workdir."""
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from cifar_jax import (
     parallel,
     pictures,
     pytrees,
+    records,
     steps,
     summaries,
 )
@@ -45,8 +47,10 @@ class Evaluator:
         split: str = "test",
         num_examples: int = 0,
         progress: bool = False,
+        own_data: bool = True,
     ):
-        """With `progress`, a bar while it evaluates, where there is a terminal to itself."""
+        """With `progress`, a bar while it evaluates, where there is a terminal to itself. Without
+        `own_data`, the images are others than those that the run names."""
         self._config, self._ema, self._split, self._progress = config, ema, split, progress
         self._folder = workdir / "checkpoints"
         self.data = sources.Split(*sources.open(config.data, split).load())
@@ -60,7 +64,8 @@ class Evaluator:
         self._like = jax.eval_shape(partial(steps.init_state, config, self.model, optimizer))
         self._mesh = parallel.make_mesh(config.num_devices)
         self._steps = {views: self._make_step(views) for views in {1, config.eval.views}}
-        self._workdir = workdir
+        self._workdir, self._own_data = workdir, own_data
+        self._facts: dict[str, str | int] = {}  # what is measured, known once there is a writer
         self._writer: summaries.Writer | None = None  # opened by the first evaluation
 
     def _make_step(self, views: int) -> Callable:
@@ -110,31 +115,64 @@ class Evaluator:
             self._write(step, scalars, predictions[""])
         return predictions[shown].precision_at_1
 
+    def _open(self) -> summaries.Writer:
+        """What it measures stands in each record. Images that are not those of the run's earlier
+        evaluations make a curve of their own."""
+        digest = _digest(self.data)
+        dataset = f"{self._config.data.source}-{digest}"
+        self._facts = {"split": self._split, "images": len(self.data), "dataset": dataset}
+        kind = "eval" if self._split == "test" else f"eval_{self._split}"
+        try:
+            earlier = records.read(self._workdir / records.FILE)
+        except OSError:  # of which the writer tells
+            earlier = []
+        known = [r.get("dataset") for r in earlier if r["kind"] == kind]  # None: an old record's
+        named = {name for name in known if name is not None}
+        if dataset not in named and (named or not (self._own_data or known)):
+            kind = f"eval_{digest}"
+            if jax.process_index() == 0:
+                print(
+                    "These images are not those of the run's evaluations: what is measured on them "
+                    f"is recorded as '{kind}'.",
+                    flush=True,
+                )
+        return summaries.Writer(self._workdir, kind)
+
     def _write(self, step: int, scalars: dict[str, float], predictions: Predictions) -> None:
         if self._writer is None:
-            kind = "eval" if self._split == "test" else f"eval_{self._split}"
-            self._writer = summaries.Writer(self._workdir, kind, resumed_at=step)
+            self._writer = self._open()
         names = self.data.class_names
         matrix = confusion(predictions, len(names))
         scalars["calibration_error"] = calibration(predictions).error
         for name, precision in zip(names, class_precisions(matrix), strict=True):
             scalars[f"precision_at_1/{name}"] = float(precision)
-        self._writer.scalars(step, scalars)
-        self._writer.image(step, "confusion", lambda: pictures.confusion(matrix, names))
+        self._writer.scalars(step, scalars, self._facts)
+        shown = [display.plain(name)[:60] for name in names]
+        draw = partial(pictures.confusion, matrix, shown)
+        self._writer.image(step, "confusion", draw, matrix.nbytes)
         worst = worst_mistakes(predictions, 16)
         if len(worst):
             captions = [
-                f"{names[label]}, taken for\n{names[classes[0]]}, {probabilities[0]:.0%}"
+                f"{shown[label]}, taken for\n{shown[classes[0]]}, {probabilities[0]:.0%}"
                 for label, classes, probabilities in zip(
                     *(array[worst] for array in predictions[:3]), strict=True
                 )
             ]
             images = self.data.images[worst]
-            self._writer.image(step, "mistakes", lambda: pictures.grid(images, captions))
+            draw = partial(pictures.grid, images, captions)
+            self._writer.image(step, "mistakes", draw, images.nbytes)
 
     def close(self) -> None:
         if self._writer:
             self._writer.close()
+
+
+def _digest(data: sources.Split) -> str:
+    """The first 12 hex digits of the SHA-256 over images and labels."""
+    found = hashlib.sha256()
+    for array in (data.images, data.labels):
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()[:12]
 
 
 def evaluate(
@@ -145,6 +183,7 @@ def evaluate(
     ema: bool = True,
     split: str = "test",
     num_examples: int = 0,
+    own_data: bool = True,
 ) -> None:
     """Evaluates each new checkpoint of `workdir` until training has ended; `once`: the newest.
 
@@ -152,7 +191,13 @@ def evaluate(
     """
     folder, report = workdir / "checkpoints", partial(print, flush=True)
     evaluator = Evaluator(
-        config, workdir, ema=ema, split=split, num_examples=num_examples, progress=True
+        config,
+        workdir,
+        ema=ema,
+        split=split,
+        num_examples=num_examples,
+        progress=True,
+        own_data=own_data,
     )
     with contextlib.closing(evaluator):
         if not once and not checkpoint.steps(folder):

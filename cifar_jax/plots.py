@@ -6,6 +6,7 @@ can also be read by dashes, markers or words. (Palette: Okabe and Ito, 2008.)
 """
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cifar_jax.display import plain
 from cifar_jax.overview import LayerRow
 from cifar_jax.predictions import Calibration
 
@@ -70,7 +72,8 @@ DARK = _theme(
 
 def png(draw: Callable[[], Figure], theme: Any) -> bytes:
     """The figure as a PNG of a palette, a third of the size; `draw` is called under `theme`."""
-    with matplotlib.rc_context(theme):
+    with matplotlib.rc_context(theme), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name that the font has no letters for
         canvas = FigureCanvasAgg(draw())
         canvas.draw()
     file = io.BytesIO()
@@ -150,7 +153,7 @@ def _draw_panel(axis: Axes, panel: Panel) -> dict[str, Any]:
                 entries[line.label] = artist
     for slot, place in panel.resumed:
         entries["resumed"] = axis.axvline(place, color=f"C{slot % 7}", lw=0.8, ls=(0, (2, 3)))
-    axis.set_title(panel.title)
+    axis.set_title(_short(panel.title, 60))
     axis.set_ylabel(panel.ylabel)
     left, right = axis.get_xlim()
     if right - left < 1:  # too little for a whole number on either side
@@ -286,5 +289,6 @@ def model(rows: Sequence[LayerRow]) -> Figure:
 
 def _short(name: str, length: int) -> str:
     """Names that are alike differ at their ends, too."""
+    name = plain(name)
     half = length // 2
     return name if len(name) <= length else f"{name[:half]}…{name[1 - half :]}"

@@ -4,11 +4,11 @@
 
 A record has `kind` ("train", "eval" or "eval_train", and "start" where a run began or was resumed),
 `step`, `time` in seconds since 1970, and its values by name. Training and evaluation may be
-different processes, and both write: each line is written whole and under a lock.
+different processes, and both write: each line is written whole and under a lock. Whoever may write
+to a workdir may have written anything there: what is no record is passed over.
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -16,8 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cifar_jax import files
+
 FILE = "metrics.jsonl"
 Record = dict[str, Any]
+
+_TEXTS = ("kind", "split", "dataset")  # all other values are numbers
+_MAX_LINE = 1 << 24  # bytes
+_END_OF_TIME = 1e11  # seconds since 1970, the year 5138: a clock beyond it is none
 
 
 def read(path: Path) -> list[Record]:
@@ -26,20 +32,41 @@ def read(path: Path) -> list[Record]:
     JSON has no NaN and no infinity: they are written as null, and read as NaN.
     """
     try:
-        text = path.read_text(errors="replace")
+        with path.open("rb") as file:
+            return [record for line in _lines(file) if (record := _parse(line))]
     except FileNotFoundError:
         return []
-    return [record for line in text.splitlines() if (record := _parse(line))]
 
 
-def _parse(line: str) -> Record | None:
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Line by line: a file may be larger than the memory, even in a single line."""
+    whole = True
+    while line := file.readline(_MAX_LINE):
+        begins, whole = whole, line.endswith(b"\n") or len(line) < _MAX_LINE
+        if begins and whole:
+            yield line
+
+
+def _parse(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
+        record = files.parse_json(line)
     except ValueError:
         return None
-    if not (isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record):
+    if not isinstance(record, dict) or not {"kind", "step"} <= record.keys():
+        return None
+    if not all(_fits(name, value) for name, value in record.items()):
         return None
     return {name: math.nan if value is None else value for name, value in record.items()}
+
+
+def _fits(name: str, value: Any) -> bool:
+    if name in _TEXTS:
+        return isinstance(value, str)
+    if name == "step":
+        return type(value) is int and 0 <= value < 2**63  # as TensorBoard has it
+    if name == "time":
+        return type(value) in (int, float) and 0 <= value < _END_OF_TIME
+    return value is None or type(value) in (int, float)
 
 
 def _line(record: Mapping[str, Any]) -> str:
@@ -60,7 +87,10 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def drop(path: Path, unwanted: Callable[[Record], bool]) -> None:
-    """Takes out the records that are `unwanted`; the file is replaced at once or not at all."""
+    """Takes out the records that are `unwanted`; the file is replaced at once or not at all.
+
+    Raises OSError where that is not possible.
+    """
     if not path.exists():
         return
     with _locked(path):
@@ -68,17 +98,15 @@ def drop(path: Path, unwanted: Callable[[Record], bool]) -> None:
         kept = [record for record in records if not unwanted(record)]
         if len(kept) == len(records):
             return
-        part = path.with_name(f"{path.name}.part")
-        part.write_text("".join(map(_line, kept)))
-        part.replace(path)
+        files.write(path, "".join(map(_line, kept)))
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
     """The file, held by nobody else; not one that has been replaced while we waited for it."""
     while True:
-        with path.open("ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with open(path, "ab+", opener=files.no_links) as file:
+            files.lock(file.fileno(), path)
             if _same_file(file, path):
                 yield file
                 return
@@ -86,6 +114,6 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
 
 def _same_file(file: BinaryIO, path: Path) -> bool:
     try:
-        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+        return os.fstat(file.fileno()).st_ino == path.lstat().st_ino
     except FileNotFoundError:
         return False

@@ -4,11 +4,12 @@ What a page has to leave out it names: a run may be young, and its data or check
 """
 
 import base64
-import contextlib
 import datetime
+import errno
 import io
 import json
 import math
+import os
 import shlex
 import statistics
 from collections import defaultdict
@@ -23,17 +24,18 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cifar_jax import checkpoint, optim, overview, pictures, plots, predictions, records
+from cifar_jax import checkpoint, files, optim, overview, pictures, plots, predictions, records
 from cifar_jax import config as config_lib
 from cifar_jax.charts import Chart, Histories, chart, of_runs
 from cifar_jax.data import sources
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, reason
 from cifar_jax.evaluate import Evaluator
 from cifar_jax.history import History
 
 RIGHT, WRONG = 8, 12  # example images of each kind
 UNKNOWN = "–"
 _BESIDE_THE_RECIPE = ("seed", "data.dir")  # may differ among the runs of one mean
+_MAX_DEPTH = 20  # of a config
 _TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
 
 
@@ -89,19 +91,65 @@ def load(workdir: Path, evaluate: Callable[[Path], Evaluation]) -> Run:
     Raises UserError where nothing was trained, or what is there cannot be read.
     """
     try:
-        config_lib.load(workdir)  # refuses what is no config
-        record = json.loads((workdir / config_lib.FILE).read_text())
+        record = _record(workdir)
         lines = records.read(workdir / records.FILE)
     except FileNotFoundError:
         raise UserError(f"{workdir} has no {config_lib.FILE}: nothing was trained there.") from None
     except OSError as error:
-        raise UserError(f"{workdir} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{workdir} cannot be read: {reason(error)}.") from error
     evaluation, missing = None, ""
     try:
         evaluation = evaluate(workdir)
     except UserError as error:
         missing = str(error)
+    except FileNotFoundError:
+        missing = "Its newest checkpoint was deleted before it was read."
     return Run(workdir.resolve().name, workdir, record, lines, evaluation, missing)
+
+
+def _record(workdir: Path) -> dict[str, Any]:
+    """config.json. Somebody else may have written it: besides the config, what is not of the type
+    that it should be is left out."""
+    path = workdir / config_lib.FILE
+    try:
+        record = files.read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} is not a config of cifar_jax ({reason(error)}).") from error
+    config = record.get("config") if isinstance(record, dict) else None
+    if not isinstance(config, dict) or _deeper(config, _MAX_DEPTH):
+        raise UserError(
+            f"{path} is not a config of cifar_jax (it has no fields, or too deep ones)."
+        )
+    config_lib.load(workdir)  # refuses what else is no config
+    versions = record.get("versions")
+    changes = record.get("changes")
+    return {
+        "config": config,
+        "versions": _texts(versions) if isinstance(versions, dict) else {},
+        "changes": [c for c in changes if _is_change(c)] if isinstance(changes, list) else [],
+        **{name: v for name in ("git_commit", "device") if isinstance(v := record.get(name), str)},
+    }
+
+
+def _deeper(value: Any, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list):
+        return False
+    return depth == 0 or any(_deeper(each, depth - 1) for each in inner)
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if isinstance(value, str)}
+
+
+def _is_change(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and type(found.get("step")) is int
+        and isinstance(found.get("was"), dict)
+        and isinstance(found.get("is"), dict)
+        and not _deeper(found, _MAX_DEPTH)
+    )
 
 
 def write(runs: Sequence[Run], out: Path, default: Mapping[str, Any]) -> Path:
@@ -124,8 +172,9 @@ def write(runs: Sequence[Run], out: Path, default: Mapping[str, Any]) -> Path:
         means=_means_over_seeds(runs, histories),
     )
     drawn = [*curves, *(each for section in sections for each in section.charts)]
-    files = {each.file: each.light for each in drawn}
-    _replace(out, files | {"index.html": page.encode()})
+    contents = {each.file: each.light for each in drawn}
+    # A name may hold bytes that are no text.
+    _replace(out, contents | {"index.html": page.encode(errors="backslashreplace")})
     return out / "index.html"
 
 
@@ -139,17 +188,15 @@ def _with_unique_names(runs: Iterable[Run]) -> list[Run]:
     return [run._replace(name=name) for run, name in zip(unique.values(), names, strict=True)]
 
 
-def _replace(out: Path, files: Mapping[str, bytes]) -> None:
-    part = out / "report.part"
+def _replace(out: Path, contents: Mapping[str, bytes]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            part.write_bytes(content)
-            part.replace(out / name)
+        if out.is_symlink():  # others may write to a workdir; the report stays within
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        for name, content in contents.items():
+            files.write(out / name, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()  # of a full disk
-        raise UserError(f"Cannot write the report to {out}: {error.strerror}.") from error
+        raise UserError(f"Cannot write the report to {out}: {reason(error)}.") from error
 
 
 def _template() -> jinja2.Template:
@@ -190,9 +237,9 @@ def _final(run: Run, history: History) -> dict[str, str]:
     last = _last_evaluation(run, history)
     config = _flatten(run.record["config"])
     steps = max(history.steps, run.evaluation.step if run.evaluation else 0)
-    known = _TRAIN_IMAGES | {"synthetic": config.get("data.synthetic_train")}
-    images = known.get(config.get("data.source", ""))
-    epochs = steps * config.get("batch_size", math.nan) / images if images else math.nan
+    known = _TRAIN_IMAGES | {"synthetic": _positive(config.get("data.synthetic_train"))}
+    images = known.get(str(config.get("data.source")), math.nan)
+    epochs = steps * _positive(config.get("batch_size")) / images
     return {
         "run": run.name,
         "steps": f"{steps:,}",
@@ -203,9 +250,14 @@ def _final(run: Run, history: History) -> dict[str, str]:
         "calibration error": _number(last.get("calibration_error")),
         "evaluated at step": f"{last['step']:,}" if last else UNKNOWN,
         "training time": _duration(history.wall[-1] if len(history.wall) else math.nan),
-        "device": str(run.record.get("device") or UNKNOWN),
-        "jax": str(run.record.get("versions", {}).get("jax", UNKNOWN)),
+        "device": run.record.get("device") or UNKNOWN,
+        "jax": run.record.get("versions", {}).get("jax", UNKNOWN),
     }
+
+
+def _positive(value: Any) -> float:
+    """The number, or NaN for what is none."""
+    return float(value) if type(value) in (int, float) and value > 0 else math.nan
 
 
 def _without_unknown(lines: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -246,14 +298,14 @@ def _differences(runs: Sequence[Run]) -> list[dict[str, str]]:
 
 def _means_over_seeds(runs: Sequence[Run], histories: Histories) -> list[dict[str, str]]:
     """Of precision @ 1, for runs of which only the seed differs; the deviation is of a sample."""
-    groups: dict[str, dict[int, tuple[str, int, float]]] = defaultdict(dict)
+    groups: dict[str, dict[str, tuple[str, int, float]]] = defaultdict(dict)
     for run in runs:
         config = _flatten(run.record["config"])
         last = _last_evaluation(run, histories[run.name])
         recipe = {path: v for path, v in config.items() if path not in _BESIDE_THE_RECIPE}
         if math.isfinite(last.get("precision_at_1", math.nan)):
             found = run.name, last["step"], last["precision_at_1"]
-            groups[json.dumps(recipe, sort_keys=True)][config.get("seed", 0)] = found
+            groups[json.dumps(recipe, sort_keys=True)][str(config.get("seed", 0))] = found
     means = []
     for group in groups.values():
         names, steps, values = zip(*group.values(), strict=True)
@@ -262,7 +314,7 @@ def _means_over_seeds(runs: Sequence[Run], histories: Histories) -> list[dict[st
             means.append(
                 {
                     "runs": ", ".join(names),
-                    "seeds": ", ".join(map(str, group)),
+                    "seeds": ", ".join(group),
                     "evaluated at step": ", ".join(f"{step:,}" for step in sorted(set(steps))),
                     "precision @ 1, averages": f"{mean:.4f} ± {deviation:.4f}",
                 }
@@ -283,6 +335,7 @@ class _Section(NamedTuple):
     run: Run
     config: dict[str, Any]
     command: str
+    changes: list[dict[str, str]]
     charts: list[Chart] = []
     filters: bytes | None = None
     wrong: list[_Example] = []
@@ -291,7 +344,8 @@ class _Section(NamedTuple):
 
 def _section(run: Run, suffix: str, default: Mapping[str, Any]) -> _Section:
     config, found = _flatten(run.record["config"]), run.evaluation
-    section = _Section(run, config, _command(config, _flatten(default)))
+    changes = _changes(run.record.get("changes", []))
+    section = _Section(run, config, _command(config, _flatten(default)), changes)
     if not found:
         return section
     order = np.argsort(-found.predictions.probabilities[:, 0], kind="stable")
@@ -303,6 +357,20 @@ def _section(run: Run, suffix: str, default: Mapping[str, Any]) -> _Section:
         wrong=_examples(found, predictions.worst_mistakes(found.predictions, WRONG)),
         right=_examples(found, right[spread]),
     )
+
+
+def _changes(changes: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The settings with which the run was resumed, where they were others than before."""
+    return [
+        {
+            "from step": f"{change['step']:,}",
+            "field": field.removeprefix("config."),
+            "before": str(change["was"].get(field, UNKNOWN)),
+            "since": str(change["is"].get(field, UNKNOWN)),
+        }
+        for change in changes
+        for field in dict.fromkeys((*change["was"], *change["is"]))
+    ]
 
 
 def _command(config: Mapping[str, Any], default: Mapping[str, Any]) -> str:

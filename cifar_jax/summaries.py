@@ -1,6 +1,7 @@
 """What a run writes down: TensorBoard's events and metrics.jsonl, from a thread of its own."""
 
 import errno
+import math
 import os
 import queue
 import sys
@@ -8,16 +9,24 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from cifar_jax import records
+from cifar_jax.errors import reason
 
 _BUCKETS = 50
+MAX_BYTES = 1 << 26  # of pictures and histograms that wait for the disk; more are left out
+MAX_WAITING = 100_000  # summaries; of more, scalars are left out, too
 RETRY_SECONDS = 30.0  # after a failure, before the disk is tried again
 _counter = iter(range(sys.maxsize))  # several writers of one process
+
+
+class _Job(NamedTuple):
+    write: Callable[[], object]
+    size: int  # bytes that it keeps in memory
 
 
 class Writer:
@@ -25,7 +34,8 @@ class Writer:
 
     What was taken is on disk after `close`, whatever ends the run in between. A disk that is full
     or a folder that is gone costs summaries and one line of warning, never the run; writing is
-    tried again with the next summary. Of several processes the first one writes; the others' are
+    tried again with the next summary. A disk that is too slow costs pictures and histograms, and
+    scalars only when very many wait. Of several processes the first one writes; the others' are
     dropped.
     """
 
@@ -37,29 +47,43 @@ class Writer:
         self._workdir, self._kind, self._resumed_at = workdir, kind, resumed_at
         self.writes = jax.process_index() == 0
         self._events: Any = None
-        self._warned, self._retry_at = False, 0.0
+        self._said: set[str] = set()  # which warnings
+        self._retry_at = 0.0
         self._bug: Exception | None = None
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._lock, self._bytes = threading.Lock(), 0  # of what is in the queue
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
         if resumed_at is not None:
-            self._queue.put(self._begin)
+            self._put(self._begin)
 
     # -- what can be written; all return at once --
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """To TensorBoard and, as one record, to metrics.jsonl."""
+    def scalars(
+        self, step: int, values: Mapping[str, float], facts: Mapping[str, str | int] | None = None
+    ) -> None:
+        """To TensorBoard and, as one record, to metrics.jsonl.
+
+        With `facts`, which say what was measured and go into the record alone, the record replaces
+        one of the same kind, step and facts. An older one that says nothing of a fact is the same.
+        """
         now = time.time()
 
         def write():
             from tensorboardX import summary
 
-            record = {"kind": self._kind, "step": step, "time": now, **values}
+            record = {"kind": self._kind, "step": step, "time": now, **(facts or {}), **values}
+            if facts is not None:
+                records.drop(self._path, lambda other: _is_same(record, other, facts))
             records.append(self._path, record)
             for name, value in values.items():
-                self._event(step, summary.scalar(name, value), now)
+                if math.isfinite(value):  # else tensorboardX warns, of each one
+                    self._event(step, summary.scalar(name, value), now)
 
-        self._queue.put(write)
+        if self._queue.qsize() < MAX_WAITING:
+            self._put(write)
+        else:
+            self._say_once("Summaries come faster than they can be written: scalars are left out.")
 
     def histogram(self, step: int, name: str, values: Any) -> None:
         """Of any array. NaN and infinity are left out, and their number is told as a scalar."""
@@ -76,25 +100,28 @@ class Writer:
             if flat.size:
                 self._event(step, summary.histogram_raw(name, **histogram(flat)))
 
-        self._queue.put(write)
+        self._put_if_room(write, getattr(values, "nbytes", 0))
 
-    def image(self, step: int, name: str, draw: Callable[[], np.ndarray]) -> None:
-        """`draw`, which gives a uint8 [H, W, 3], is called by the thread as well."""
+    def image(
+        self, step: int, name: str, draw: Callable[[], np.ndarray], size: int = 1 << 20
+    ) -> None:
+        """`draw`, which gives a uint8 [H, W, 3], is called by the thread as well; it keeps about
+        `size` bytes in memory."""
 
         def write():
             from tensorboardX import summary
 
             self._event(step, summary.image(name, draw(), dataformats="HWC"))
 
-        self._queue.put(write)
+        self._put_if_room(write, size)
 
     def text(self, name: str, markdown: str) -> None:
         def write():
             from tensorboardX import summary
 
-            self._event(0, summary.text(name, markdown))
+            self._event(0, summary.text(name, _utf8(markdown)))
 
-        self._queue.put(write)
+        self._put(write)
 
     def hparams(self, config: Mapping[str, Any], metrics: Sequence[tuple[str, str]]) -> None:
         """TensorBoard's table of runs: the fields of a config, beside the newest value of each of
@@ -105,7 +132,7 @@ class Writer:
             from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
             simple = {
-                name: value if isinstance(value, bool | int | float | str) else str(value)
+                name: value if isinstance(value, bool | int | float) else _utf8(str(value))
                 for name, value in config.items()
             }
             experiment, start, _ = summary.hparams(simple, {name: 0.0 for _, name in metrics})
@@ -119,14 +146,38 @@ class Writer:
                 events.write_event(_event(0, part))
             events.close()
 
-        self._queue.put(write)
+        self._put(write)
 
-    def close(self) -> None:
-        """Returns once all is written. Raises what was not the disk's fault."""
+    def close(self, seconds: float | None = None) -> None:
+        """Returns once all is written, or gives up after `seconds`. Raises what was not the disk's
+        fault."""
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._say_once(f"The last summaries were not written within {seconds:g} s.")
         if self._bug:
             raise self._bug
+
+    def _put_if_room(self, write: Callable[[], object], size: int) -> None:
+        # One alone may be larger.
+        if self._queue.qsize() >= MAX_WAITING or (self._bytes and self._bytes + size > MAX_BYTES):
+            self._say_once(
+                "Summaries come faster than they can be written: pictures and histograms are "
+                "thinned out."
+            )
+        else:
+            self._put(write, size)
+
+    def _put(self, write: Callable[[], object], size: int = 0) -> None:
+        with self._lock:
+            self._bytes += size
+        self._queue.put(_Job(write, size))
+
+    def _say_once(self, text: str, of: str = "") -> None:
+        """`of` names what it tells, where the text differs from time to time."""
+        if self.writes and (of or text) not in self._said:
+            self._said.add(of or text)
+            print(text, file=sys.stderr, flush=True)
 
     # -- the thread --
 
@@ -135,8 +186,11 @@ class Writer:
         return self._workdir / records.FILE
 
     def _work(self) -> None:
-        while (write := self._queue.get()) is not None:
-            self._guarded(write)
+        while (job := self._queue.get()) is not None:
+            self._guarded(job.write)
+            with self._lock:
+                self._bytes -= job.size
+            del job  # and its arrays, while there is nothing else to do
             if self._queue.empty():
                 self._guarded(self._flush)
         self._guarded(self._close)
@@ -149,14 +203,12 @@ class Writer:
         except OSError as error:
             self._events = None  # what is half written there would hide what follows
             self._retry_at = time.monotonic() + RETRY_SECONDS
-            if not self._warned:
-                print(
-                    f"Summaries cannot be written to {self._workdir}: {error.strerror}. "
-                    "Training goes on without.",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            self._warned = True
+            what = "Training" if self._kind == "train" else "Evaluation"
+            self._say_once(
+                f"Summaries cannot be written to {self._workdir}: {reason(error)}. "
+                f"{what} goes on without.",
+                of="disk",
+            )
         except Exception as error:
             self._bug = error
 
@@ -184,6 +236,18 @@ class Writer:
     def _close(self) -> None:
         if self._events is not None:
             self._events.close()
+
+
+def _is_same(
+    record: Mapping[str, Any], other: records.Record, facts: Mapping[str, str | int]
+) -> bool:
+    names = ("kind", "step", *facts)
+    return all(other.get(name, record[name]) == record[name] for name in names)
+
+
+def _utf8(text: str) -> str:
+    """As protocol buffers want it; a path or a name of a class may hold any bytes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _events_writer(folder: Path) -> Any:

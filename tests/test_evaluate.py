@@ -1,6 +1,8 @@
 """The evaluation loop: every image once, averages or raw, checkpoints that come and go."""
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import shutil
 import threading
@@ -12,9 +14,9 @@ import pytest
 
 from cifar_jax import augment, checkpoint, evaluate, optim, pytrees, steps, train
 from cifar_jax import config as config_lib
-from cifar_jax.data import sources
+from cifar_jax.data import native, sources
 from cifar_jax.errors import UsageError, UserError
-from tests.conftest import NUM_TEST, NUM_TRAIN
+from tests.conftest import NUM_TEST, NUM_TRAIN, random_images
 from tests.test_summaries import values
 
 
@@ -169,7 +171,9 @@ def test_a_checkpoint_deleted_under_the_reader_is_passed_over(config, workdir, m
     monkeypatch.setattr(pytrees, "restore", restore)
     evaluate.evaluate(config, workdir)
     assert [record["step"] for record in records(workdir)] == [3]
-    assert "Checkpoint 6" not in capsys.readouterr().out
+    out = capsys.readouterr().out  # of training, if it was the first to be copied, and evaluation
+    assert "deleted" not in out
+    assert out.count("precision @ 1 = ") == 1
 
 
 def test_more_examples_than_there_are(config, workdir):
@@ -188,3 +192,79 @@ def test_training_calls_evaluation_in_one_process(config, tmp_path):
     with contextlib.closing(evaluate.Evaluator(config, tmp_path)) as evaluator:
         train.train(config, tmp_path, after_checkpoint=evaluator.evaluate)
     assert [record["step"] for record in records(tmp_path)] == [3, 6]
+
+
+def other_images(config, folder, data_dir):
+    """Has `config` name other test images."""
+    shutil.copytree(data_dir, folder)
+    path = folder / "cifar-10-batches-bin" / "test_batch.bin"
+    native.write(path, *random_images(NUM_TEST, seed=9))
+    config.data.dir = str(folder)
+
+
+def test_a_record_says_what_was_measured(config, workdir):
+    evaluate.evaluate(config, workdir, once=True)
+    (record,) = records(workdir)
+    data = sources.load(config.data, "test")
+    digest = hashlib.sha256(data.images.tobytes() + data.labels.tobytes()).hexdigest()
+    assert record["dataset"] == f"cifar10-{digest[:12]}"
+    assert (record["split"], record["images"]) == ("test", NUM_TEST)
+
+
+def test_an_evaluation_takes_back_its_like_alone(config, workdir):
+    """Once those of later checkpoints went, too."""
+    path = workdir / "metrics.jsonl"
+    later = '{"kind": "eval", "step": 9, "precision_at_1": 0.5}\n'
+    start = '{"kind": "start", "step": 8, "time": 1.0}\n'
+    old = '{"kind": "eval", "step": 6, "precision_at_1": 0.25}\n'
+    path.write_text(path.read_text() + later + start + old)
+    for _ in range(2):
+        evaluate.evaluate(config, workdir, once=True)
+    assert [record["step"] for record in records(workdir)] == [9, 6]
+    assert len(records(workdir, "start")) == 2
+
+
+def test_other_images_make_a_curve_of_their_own(config, workdir, data_dir, tmp_path, capsys):
+    evaluate.evaluate(config, workdir, once=True)
+    (own,) = records(workdir)
+    other_images(config, tmp_path / "other", data_dir)
+    capsys.readouterr()
+    evaluate.evaluate(config, workdir, once=True, own_data=False)
+    assert records(workdir) == [own]
+    (kind,) = {path.name for path in (workdir / "tensorboard").glob("eval_*")}
+    (record,) = records(workdir, kind)
+    assert record["dataset"] == f"cifar10-{kind.removeprefix('eval_')}" != own["dataset"]
+    said = "These images are not those of the run's evaluations: what is measured on them is "
+    assert capsys.readouterr().out.count(f"{said}recorded as '{kind}'.\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("earlier", "own_data", "apart"),
+    [
+        ("", True, False),
+        ("", False, True),
+        ('"dataset": "another"', True, True),
+        ('"precision_at_1": 0.5', True, False),
+        ('"precision_at_1": 0.5', False, False),  # an old record counts as of the same images
+    ],
+)
+def test_when_images_are_those_of_the_run(config, tmp_path, earlier, own_data, apart, capsys):
+    if earlier:
+        line = f'{{"kind": "eval", "step": 3, {earlier}}}\n'
+        (tmp_path / "metrics.jsonl").write_text(line)
+    evaluator = evaluate.Evaluator(config, tmp_path, own_data=own_data)
+    writer = evaluator._open()
+    writer.close()
+    assert (writer._kind != "eval") == apart
+    assert bool(capsys.readouterr().out) == apart
+
+
+def test_classes_of_any_name_are_drawn_and_recorded(config, workdir, data_dir, tmp_path):
+    other_images(config, tmp_path / "other", data_dir)
+    names = ("caf\udce9", "two\nlines", "\x00", "日本", "x" * 5000, " ", "a", "a/b", "$", "\u202e")
+    with contextlib.closing(evaluate.Evaluator(config, workdir)) as evaluator:
+        evaluator.data = dataclasses.replace(evaluator.data, class_names=names)
+        evaluator.evaluate(6)
+    (record,) = records(workdir)
+    assert {f"precision_at_1/{name}" for name in names} < set(record)
+    assert {"confusion", "mistakes"} < {tag for tag, _ in values(workdir, "eval")}

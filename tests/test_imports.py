@@ -30,14 +30,15 @@ ALLOWED = {  # beside `errors` and `files`, which all may use
     "steps": {"augment", "models", "optim", "parallel"},
     "log": {"config", "display", "overview", "pictures", "records", "steps", "summaries"},
     "signals": set(),
+    "streams": set(),
     "pytrees": {"checkpoint"},
     "saver": {"checkpoint", "optim", "parallel", "pytrees", "steps"},
     "trace": {"log", "steps"},
     "train": {"data", "steps", "parallel", "config", "optim"}
     | {"log", "display", "overview", "records", "saver", "signals", "trace"},
     "evaluate": {"data", "steps", "checkpoint", "parallel", "optim", "pytrees"}
-    | {"display", "pictures", "predictions", "summaries"},
-    "plots": {"overview", "predictions"},
+    | {"display", "pictures", "predictions", "records", "summaries"},
+    "plots": {"display", "overview", "predictions"},
     "history": {"records"},
     "charts": {"history", "plots"},
     "report": {

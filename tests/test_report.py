@@ -4,8 +4,10 @@ import copy
 import html
 import json
 import math
+import os
 import re
 import shlex
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -382,7 +384,7 @@ def stored(workdir, fields):
 
 def test_load_keeps_why_there_is_no_evaluation(fields, tmp_path):
     workdir = stored(tmp_path / "first", fields)
-    (workdir / "metrics.jsonl").write_text('{"kind": "train", "step": 0, "loss": NaN}\n{"ki')
+    (workdir / "metrics.jsonl").write_text('{"kind": "train", "step": 0, "loss": null}\n{"ki')
 
     def evaluate(path):
         assert path == workdir
@@ -416,14 +418,125 @@ def test_a_crash_leaves_the_old_page(fields, tmp_path, monkeypatch):
     page = report.write([make_run(fields)], tmp_path, fields)
     before = page.read_text()
 
-    def full(path, content):
-        path.touch()
-        with path.open("wb") as file:
-            file.write(content[: len(content) // 2])
+    def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         report.write([make_run(fields, "other")], tmp_path, fields)
     assert page.read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+HOSTILE = [None, "text", [[[1]]], {"a": {"b": 1}}, -1, 10**19, 1e308, True, "", "caf\udce9\n"]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize(
+    "path", ["batch_size", "seed", "data", "data.source", "data.synthetic_train", "model", "optim"]
+)
+def test_a_config_of_any_types_is_shown(fields, tmp_path, path, value):
+    config = copy.deepcopy(fields)
+    config["data"]["source"] = "synthetic"
+    *groups, field = path.split(".")
+    (config[groups[0]] if groups else config)[field] = value
+    workdir = stored(tmp_path / "run", config)
+    other = stored(tmp_path / "other", fields)
+
+    def refuse(path):
+        raise UserError("No checkpoint yet.")
+
+    runs = [report.load(path, refuse) for path in (workdir, other)]
+    runs = [run._replace(records=records()[-1:]) for run in runs]  # one chart, which is fast
+    assert "No checkpoint yet." in write(runs, tmp_path / "report", fields)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_the_rest_of_a_record_may_be_of_any_types(fields, tmp_path, value):
+    names = ("versions", "git_commit", "device", "changes")
+    for record in (dict.fromkeys(names, value), {"versions": {"jax": value}, "changes": [value]}):
+        workdir = tmp_path / "run"
+        workdir.mkdir(exist_ok=True)
+        (workdir / "config.json").write_text(json.dumps({"config": fields, **record}))
+        run = report.load(workdir, lambda _: None)._replace(missing="None.")
+        assert "None." in write([run], tmp_path / "report", fields)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"config": ' + '{"a": ' * 300 + "1" + "}" * 301,
+        '{"config": {"seed": ' + "9" * 400 + "}}",
+        '{"config": [["seed", 1]]}',
+        '{"config": null}',
+        "[]",
+        "7",
+    ],
+)
+def test_json_that_is_no_config_is_a_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="is not a config of cifar_jax") as caught:
+        report.load(tmp_path, lambda _: evaluation())
+    assert "\n" not in str(caught.value)
+
+
+def test_metrics_of_any_values_are_shown(fields, tmp_path):
+    values = [1e308, -1e308, 2**63, 0, None]
+    lines = [
+        {"kind": kind, "step": step, "time": time, "loss": value, "precision_at_1": value}
+        | {"gradient_norm/caf\udce9\n": value, "learning_rate": value}
+        for kind in ("start", "train", "eval", "other")
+        for step in (2**63 - 1, 0, 5)
+        for time in (9e10, 0.0)
+        for value in values
+    ]
+    workdir = stored(tmp_path / "run", fields)
+    (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run = report.load(workdir, lambda _: None)._replace(missing="None.")
+    assert len(run.records) == len(lines)
+    assert "None." in write([run], tmp_path / "report", fields)
+
+
+def test_changes_at_a_resumption_and_the_device_are_told(fields, tmp_path):
+    run = make_run(fields)
+    run.record["device"] = "1 CPU device"
+    was, now = {"config.optim.learning_rate": 0.1}, {"config.optim.learning_rate": 0.5}
+    run.record["changes"] = [{"step": 1020, "was": was, "is": now}]
+    text = text_of(write([run], tmp_path, fields))
+    assert "device 1 CPU device" in text
+    expected = "from step field before since 1,020 optim.learning_rate 0.1 0.5 Versions"
+    assert f"Changed when it was resumed {expected}" in text
+    assert "resumed" not in text_of(write([make_run(fields)], tmp_path, fields))
+
+
+def test_names_of_any_bytes_are_shown(fields, tmp_path):
+    names = ("caf\udce9", "two\nlines\x00", "日本" * 200)
+    found = evaluation()._replace(class_names=names)
+    run = make_run(fields, "caf\udce9", records(), found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # matplotlib, of each glyph it has not
+        report.write([run], tmp_path, fields)
+    assert "caf\\udce9" in (tmp_path / "index.html").read_text()
+
+
+def test_the_report_follows_no_links(fields, tmp_path):
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "report"
+    elsewhere.mkdir()
+    out.mkdir()
+    (elsewhere / "kept").write_text("kept")
+    (out / "index.html").symlink_to(elsewhere / "kept")
+    (out / "index.html.part").symlink_to(elsewhere / "kept")
+    report.write([make_run(fields)], out, fields)
+    assert (elsewhere / "kept").read_text() == "kept"
+    (tmp_path / "link").symlink_to(elsewhere)
+    with pytest.raises(UserError, match=r"^Cannot write the report to .*link: Too many levels"):
+        report.write([make_run(fields)], tmp_path / "link", fields)
+
+
+def test_a_checkpoint_that_vanishes_is_said(fields, tmp_path):
+    def vanish(path):
+        raise FileNotFoundError(path)
+
+    run = report.load(stored(tmp_path / "run", fields), vanish)
+    assert run.missing == "Its newest checkpoint was deleted before it was read."

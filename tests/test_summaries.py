@@ -1,9 +1,12 @@
 """What the writer's thread puts on disk, read back; and disks that refuse."""
 
 import errno
+import logging
 import math
 import re
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -151,9 +154,9 @@ def test_a_folder_that_vanishes_is_said_and_made_again(tmp_path, writer, monkeyp
     one = writer()
     for step in range(3):
         one.scalars(step, {"loss": 1.0})
-        one._queue.put(one._flush)
+        one._put(one._flush)
         done = summaries.threading.Event()
-        one._queue.put(done.set)
+        one._put(done.set)
         assert done.wait(10)
         if step == 0:
             shutil.rmtree(tmp_path / "tensorboard")
@@ -201,3 +204,104 @@ def test_warnings_name_the_workdir(tmp_path, capsys):
     one.scalars(0, {"loss": 1.0})
     one.close()
     assert re.search(r"written to \S*gone: No such file", capsys.readouterr().err)
+
+
+@pytest.fixture
+def stuck(writer):
+    """A writer whose disk takes nothing until the event is set."""
+    one, go = writer(), threading.Event()
+    one._put(go.wait)
+    while one._queue.qsize():
+        time.sleep(0.001)
+    yield one, go
+    go.set()
+
+
+def test_what_waits_for_a_slow_disk_is_bounded(tmp_path, stuck, monkeypatch, capsys):
+    monkeypatch.setattr(summaries, "MAX_BYTES", 1000)
+    monkeypatch.setattr(summaries, "MAX_WAITING", 20)
+    one, go = stuck
+    for step in range(10):
+        one.histogram(step, "weights", np.zeros(50, np.float32))  # 200 bytes each
+        one.image(step, "inputs", lambda: np.zeros((4, 6, 3), np.uint8), 200)
+        one.scalars(step, {"loss": 1.0})
+    assert one._bytes == 1000
+    assert capsys.readouterr().err == (
+        "Summaries come faster than they can be written: pictures and histograms are thinned out.\n"
+    )
+    for step in range(10, 30):
+        one.scalars(step, {"loss": 1.0})
+    scalars_too = "Summaries come faster than they can be written: scalars are left out.\n"
+    assert capsys.readouterr().err == scalars_too
+    go.set()
+    one.close()
+    assert one._bytes == 0
+    found = values(tmp_path)
+    assert sum(tag in ("weights", "inputs") for tag, _ in found) == 5
+    assert [r["step"] for r in records.read(tmp_path / "metrics.jsonl")] == list(range(15))
+
+
+def test_one_that_is_larger_than_the_bound_is_written(tmp_path, writer, monkeypatch):
+    monkeypatch.setattr(summaries, "MAX_BYTES", 100)
+    one = writer()
+    one.histogram(0, "weights", np.zeros(50, np.float32))
+    one.close()
+    assert ("weights", 0) in values(tmp_path)
+
+
+def test_close_gives_up_after_some_seconds(stuck, capsys):
+    one, _ = stuck
+    start = time.monotonic()
+    one.close(0.05)
+    assert time.monotonic() - start < 5
+    assert capsys.readouterr().err == "The last summaries were not written within 0.05 s.\n"
+
+
+@pytest.mark.parametrize("kind", ["eval", "eval_train"])
+def test_an_evaluation_says_that_it_goes_on(tmp_path, capsys, kind):
+    one = summaries.Writer(tmp_path / "gone", kind)
+    one.scalars(0, {"loss": 1.0})
+    one.close()
+    assert "No such file or directory. Evaluation goes on without." in capsys.readouterr().err
+
+
+def test_what_is_no_number_is_null_and_no_point_of_a_curve(tmp_path, writer, caplog):
+    one = writer()
+    with caplog.at_level(logging.WARNING):
+        one.scalars(1, {"loss": 2.0, "a": math.nan, "b": math.inf})
+        one.close()
+    assert caplog.text == ""
+    assert set(values(tmp_path)) == {("loss", 1)}
+    assert '"a": null, "b": null' in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_the_same_measurement_replaces_itself_alone(tmp_path, writer):
+    def measure(step, value, kind="eval", **facts):
+        one = writer(kind)
+        one.scalars(step, {"value": value}, facts)
+        one.close()
+
+    old = writer("eval")
+    old.scalars(3, {"value": 0.0})  # without facts
+    old.close()
+    measure(6, 1.0, dataset="a", images=5)
+    measure(9, 2.0, dataset="a", images=5)
+    measure(6, 3.0, dataset="a", images=7)
+    measure(6, 4.0, dataset="b", images=5)
+    measure(6, 5.0, kind="other", dataset="a", images=5)
+    measure(6, 6.0, dataset="a", images=5)
+    measure(3, 7.0, dataset="a", images=5)
+    found = sorted((r["value"], r["step"]) for r in records.read(tmp_path / "metrics.jsonl"))
+    assert found == [(2.0, 9), (3.0, 6), (4.0, 6), (5.0, 6), (6.0, 6), (7.0, 3)]
+
+
+def test_names_of_any_bytes(tmp_path, writer):
+    odd = "caf\udce9 \x00 \n"
+    one = writer()
+    one.scalars(1, {f"precision_at_1/{odd}": 0.5})
+    one.text("model", odd)
+    one.hparams({"data.dir": odd}, [("eval", "loss")])
+    one.close()
+    assert len(values(tmp_path)) == 2
+    (record,) = records.read(tmp_path / "metrics.jsonl")
+    assert record[f"precision_at_1/{odd}"] == 0.5
