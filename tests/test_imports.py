@@ -54,7 +54,7 @@ ALLOWED = {  # beside `errors` and `files`, which all may use
     }
     | {"checkpoint", "data", "records"},
     "cluster": {"config", "parallel"},
-    "main": {"runtime", "cluster", "config", "train", "evaluate", "report"},
+    "main": {"runtime", "signals", "streams", "cluster", "config", "train", "evaluate", "report"},
 }
 WITHIN_DATA = {
     "native": set(),
