@@ -171,10 +171,7 @@ def seal(folder: Path, step: int) -> None:
     manifest, then its name survive a power cut, in that order. Raises OSError."""
     path = folder / f"{step}{UNSEALED}"
     sums = {name: {"bytes": size, "sha256": _sha256(path / name)} for name, size in _files(path)}
-    for below, _, names in os.walk(path, topdown=False):
-        for name in names:
-            files.sync(Path(below, name))
-        files.sync(Path(below))
+    files.sync_tree(path)
     files.write(path / MANIFEST, files.to_json({"step": step, "files": sums}))
     path.rename(folder / str(step))
     files.sync(folder)

@@ -280,7 +280,7 @@ def store(config: ConfigDict, workdir: Path, step: int, device: str) -> None:
     fields = config.to_dict()
     fields["data"]["dir"] = str(sources.data_dir(config.data))
     if config.data.shards:
-        fields["data"]["shards"] = str(Path(config.data.shards).resolve())
+        fields["data"]["shards"] = str(sources.shards_dir(config.data))
     record = {
         "config": fields,
         "versions": {

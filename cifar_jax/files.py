@@ -88,6 +88,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """`sync` for all files and folders below, and for `folder`."""
+    for below, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(below, name))
+        sync(Path(below))
+
+
 def lock(handle: int, path: Path, *, wait: bool = True) -> None:
     """Holds the open file or folder against other processes, until it is closed.
 

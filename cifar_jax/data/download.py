@@ -8,11 +8,11 @@ resumed by the next start.
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
-import gzip
+import glob
 import hashlib
 import http.client
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -27,13 +27,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress
 
-from cifar_jax.errors import UserError
+from cifar_jax import files
+from cifar_jax.errors import UserError, reason
 
 ATTEMPTS = 6  # connections to one archive, the first one included
 RETRY_SECONDS = 1.0  # before the first retry; grows by as much with each one
 OPEN_SECONDS = 5.0  # for name look-up, connection and the server's first answer together
 SOCKET_SECONDS = 5.0  # without a byte, after which a connection counts as lost
 CHUNK_BYTES = 1 << 18
+MAX_BYTES = 1 << 30  # of an archive whose size is not known
+_UNPACKED = 8  # times the archive, at most: a tar bomb is refused
+_MEMBERS = 10_000
 
 Report = Callable[[int, int | None], None]  # bytes done, bytes in total where known
 
@@ -73,7 +77,6 @@ def ensure(archive: Archive, data_dir: Path) -> Path:
         UserError: no network, a file with the wrong size or checksum, an archive that doesn't
             unpack to the folder, or a disk that is full or not writable.
     """
-    data_dir = data_dir.expanduser().absolute()
     folder = data_dir / archive.folder
     if folder.is_dir():
         return folder
@@ -84,7 +87,7 @@ def ensure(archive: Archive, data_dir: Path) -> Path:
                 _obtain(archive, data_dir)
     except OSError as error:
         raise UserError(
-            f"Cannot store {archive.folder} in {data_dir}: {error}. "
+            f"Cannot store {archive.folder} in {data_dir}: {reason(error)}. "
             "Expected a writable folder with free space: make one there or choose another."
         ) from error
     return folder
@@ -171,13 +174,13 @@ def _download(archive: Archive, part: Path) -> None:
             try:
                 with open_url(archive.url, offset) as response:
                     connected = True
-                    _receive(response, part, offset, report)
+                    _receive(response, part, offset, archive.size or MAX_BYTES, report)
                 return
             except NetworkError as error:
                 reason = error
                 if error.status == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                     part.unlink()  # It is as long as the archive, or longer, and wrong.
-                elif not connected:
+                elif not connected and not _may_pass(error):
                     break
     remedy = "Start again to resume it, or put" if connected else "Put"
     raise UserError(
@@ -186,26 +189,36 @@ def _download(archive: Archive, part: Path) -> None:
     ) from reason
 
 
-def _receive(response: http.client.HTTPResponse, part: Path, offset: int, report: Report) -> None:
-    """Writes the response to `part` from byte `offset`, or from 0 where the server sent it all."""
+def _may_pass(error: NetworkError) -> bool:
+    """Whether a server that answers so may answer otherwise in a moment."""
+    return error.status is not None and (error.status >= 500 or error.status == 429)
+
+
+def _receive(
+    response: http.client.HTTPResponse, part: Path, offset: int, most: int, report: Report
+) -> None:
+    """Writes the response to `part` from byte `offset`, or from 0 where the server sent it all; up
+    to `most` bytes and what shows that there are more."""
     resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
     done = offset if resumed else 0
-    length = response.headers["Content-Length"]
-    total = done + int(length) if length else None
-    with part.open("ab" if resumed else "wb") as file:
-        while chunk := _read(response):
+    length = response.headers["Content-Length"] or ""
+    total = done + int(length) if length.isdecimal() and len(length) < 19 else None
+    with open(part, "ab" if resumed else "wb", opener=files.no_links) as file:
+        while done <= most and (chunk := _read(response)):
             file.write(chunk)
+            file.flush()  # so that a connection which soon breaks has brought something
             done += len(chunk)
             report(done, total)
+        os.fsync(file.fileno())
     # http.client ends a read at a broken connection as it does at the end of the file.
-    if total is not None and done < total:
+    if total is not None and done < min(total, most + 1):
         raise NetworkError(f"the connection broke after {done} of {total} bytes")
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
     # Apart from the writing, whose errors are OSErrors too, but the disk's.
     try:
-        return response.read(CHUNK_BYTES)
+        return response.read1(CHUNK_BYTES)  # what has come, without waiting for a whole chunk
     except (OSError, http.client.HTTPException) as error:
         raise NetworkError(error) from error
 
@@ -234,18 +247,40 @@ def _progress(archive: Archive, data_dir: Path) -> Iterator[Report]:
     yield report
 
 
+def _honest(tar: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive of `size` bytes, as long as they are those of a dataset."""
+    total = 0
+    for number, member in enumerate(tar):
+        total += member.size
+        if member.islnk() or member.issym():
+            raise tarfile.TarError(f"{member.name} is a link")
+        if number >= _MEMBERS or total > max(_UNPACKED * size, 1 << 20):
+            raise tarfile.TarError("it unpacks to far more than its size")
+        yield member
+
+
 def _unpack(file: Path, folder: Path) -> None:
-    """Unpacks the tar archive `file`, which must hold `folder.name`: all of it, or nothing."""
+    """Unpacks the tar archive `file`, which must hold `folder.name`: all of it, or nothing.
+
+    Under the lock, so that what a killed process has left there can be removed.
+    """
+    for remains in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
+        shutil.rmtree(remains, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         try:
             with tarfile.open(file) as tar:
                 # "data" refuses members that would land outside, and devices.
-                tar.extractall(temporary, filter="data")
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+                members = _honest(tar, file.stat().st_size)
+                tar.extractall(temporary, members=members, filter="data")
+        except (tarfile.TarError, EOFError, zlib.error, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's, and not the archive's
             raise UserError(
-                f"Cannot unpack {file}: {error}. Expected a tar archive with {folder.name}/ in it: "
+                f"Cannot unpack {file}: {reason(error)}. Expected a tar archive with "
+                f"{folder.name}/ in it: "
                 "compare its URL and SHA-256 with the publisher's."
             ) from error
+        files.sync_tree(Path(temporary))
         unpacked = Path(temporary, folder.name)
         if not unpacked.is_dir():
             found = ", ".join(sorted(path.name for path in Path(temporary).iterdir()))
@@ -255,6 +290,7 @@ def _unpack(file: Path, folder: Path) -> None:
             )
         try:
             unpacked.rename(folder)
+            files.sync(folder.parent)
         except OSError:
             if not folder.is_dir():  # Otherwise another process was first, with the same content.
                 raise
@@ -264,11 +300,10 @@ def _unpack(file: Path, folder: Path) -> None:
 def _lock(path: Path) -> Iterator[None]:
     """Holds `path` as a lock between processes, and deletes it afterwards."""
     while True:
-        with path.open("w") as file:
-            # Some network file systems know no locks. There, two downloads at once can spoil the
-            # .part, which its checksum reveals.
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with open(path, "w", opener=files.no_links) as file:
+            # Where there are no locks, two downloads at once can spoil the .part, which its
+            # checksum reveals.
+            files.lock(file.fileno(), path)
             # A lock on a file that its previous holder has deleted meanwhile guards nothing.
             if not _is_open(path, file.fileno()):
                 continue

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, reason
 
 SIZE = 32
 _PIXELS = 3 * SIZE * SIZE
@@ -40,16 +40,16 @@ def read(
 
 def _records(path: Path, length: int) -> np.ndarray:
     try:
-        data = np.fromfile(path, np.uint8)
+        with path.open("rb") as file:  # a folder or a pipe in its place fails here
+            data = np.fromfile(file, np.uint8)
     except OSError as error:
         raise UserError(
-            f"{path}: {error.strerror}. Expected a file of {length:,}-byte records; delete the "
-            f"folder {path.parent} to have it made again."
+            f"{path}: {reason(error)}. Expected a file of {length:,}-byte records: put it there."
         ) from error
     if not data.size or data.size % length:
         raise UserError(
             f"{path} has {data.size:,} bytes, expected a multiple of {length:,}. It is truncated "
-            f"or no such file: delete the folder {path.parent} to have it made again."
+            "or no such file: replace it by the publisher's."
         )
     return data.reshape(-1, length)
 
@@ -67,7 +67,8 @@ def _locate(paths: Sequence[Path], record: int, length: int) -> tuple[Path, int]
 def write(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Writes images uint8 [N, 32, 32, 3] and labels [N] below 256 as CIFAR-10 records."""
     planes = images.transpose(0, 3, 1, 2).reshape(len(images), _PIXELS)
-    np.concatenate([labels.astype(np.uint8)[:, None], planes], axis=1).tofile(path)
+    data = np.concatenate([labels.astype(np.uint8)[:, None], planes], axis=1)
+    path.write_bytes(data.tobytes())  # whose errors have a reason, other than those of tofile
 
 
 def read_names(path: Path, num_classes: int) -> tuple[str, ...]:
@@ -78,7 +79,7 @@ def read_names(path: Path, num_classes: int) -> tuple[str, ...]:
         names = tuple(str(n) for n in range(num_classes))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); expected a class name a line."
+            f"{path} cannot be read ({reason(error)}); expected a class name a line."
         ) from error
     if len(names) != num_classes:
         raise UserError(f"{path} names {len(names)} classes, expected {num_classes}.")

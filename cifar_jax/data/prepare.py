@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
-from cifar_jax import errors
+from cifar_jax import errors, files, signals, streams
 from cifar_jax.data import shards, sources
 from cifar_jax.errors import UsageError, unknown
 
@@ -87,9 +87,7 @@ def _parse(argv: Sequence[str]) -> tuple[ConfigDict, Path, int]:
         if args[name] < least:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} = {args[name]}, expected {least} or more.")
-    if not args["out"]:
-        raise UsageError("--out is empty, expected a folder.")
-    return config, Path(args["out"]).expanduser().absolute(), args["num_shards"]
+    return config, files.resolve(args["out"], "--out"), args["num_shards"]
 
 
 def _source_fields() -> dict[str, Any]:
@@ -104,4 +102,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    streams.protect()
+    signals.listen()
+    signals.unwind()
+    code = main(sys.argv[1:])
+    if code > 128:
+        signals.leave(code)
+    sys.exit(code)

@@ -9,9 +9,7 @@ files carry a checksum of every record, so that a damaged one is found when it i
 """
 
 import contextlib
-import fcntl
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from cifar_jax.errors import UserError
+from cifar_jax import files
+from cifar_jax.errors import UserError, reason
 
 FORMAT = 1
 MANIFEST = "shards.json"
 _SUFFIX = ".array_record"
+_MAX_SIDE, _MAX_BYTES = 1 << 14, 1 << 50  # of an image, in pixels; of a file
 _LABEL_BYTES = 4
 _REPORT_EVERY = 1_000  # images
 _LOAD_IMAGES = 10_000  # at once: records and their images lie in memory side by side
@@ -77,6 +77,10 @@ class Shards:
         images[order] = data[:, _LABEL_BYTES:].reshape(images.shape)
         labels = np.empty(len(ordered), np.int32)
         labels[order] = np.ascontiguousarray(data[:, :_LABEL_BYTES]).view("<i4")[:, 0]
+        if (wrong := np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))).size:
+            found = f"image {indices[wrong[0]]} has the label {labels[wrong[0]]}"
+            expected = f"0 to {len(self.class_names) - 1}"
+            raise _damaged(self._folder / MANIFEST, found, expected)
         return images, labels
 
     def load(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -88,16 +92,21 @@ class Shards:
             images[part], labels[part] = self.read(part)
         return images, labels, self.class_names
 
+    def _open_file(self, number: int) -> Any:
+        path, expected = self._paths[number], int(np.diff(self._starts)[number])
+        reader = ArrayRecordReader(str(path), _READ, file_reader_buffer_size=_BUFFER_BYTES)
+        if reader.num_records() != expected:
+            raise ValueError(f"it has {reader.num_records():,} records and not {expected:,}")
+        return reader
+
     def _read_file(self, number: int, places: np.ndarray) -> list[bytes]:
         path = self._paths[number]
         try:
             if self._readers[number] is None:  # for two threads at once, twice: one is dropped
-                self._readers[number] = ArrayRecordReader(
-                    str(path), _READ, file_reader_buffer_size=_BUFFER_BYTES
-                )
+                self._readers[number] = self._open_file(number)
             records = self._readers[number].read(places.tolist())
         except (RuntimeError, ValueError, OSError, IndexError) as error:
-            raise _damaged(path, _one_line(error), "undamaged records") from error
+            raise _damaged(path, reason(error), "undamaged records") from error
         if len(records) != len(places) or set(map(len, records)) != {self._record_bytes}:
             expected = f"{self._record_bytes:,} bytes each"
             raise _damaged(path, "it has records of another length", expected)
@@ -112,24 +121,43 @@ def open(folder: Path, split: str) -> Shards:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = files.read_json(path)
         if manifest["format"] != FORMAT:
             found = manifest["format"]
-            raise _damaged(path, f"it is of format {found}", f"format {FORMAT}")
-        height, width, channels = map(int, manifest["shape"])
-        files = {
-            str(name): {key: int(file[key]) for key in ("images", "bytes")}
+            raise _damaged(path, f"it is of format {found!r}", f"format {FORMAT}")
+        height, width, channels = (_number(n, 1, _MAX_SIDE) for n in manifest["shape"])
+        described = {
+            _plain(name): {key: _number(file[key], 0, _MAX_BYTES) for key in ("images", "bytes")}
             for name, file in manifest["files"].items()
         }
-        names = tuple(map(str, manifest["class_names"]))
+        names = tuple(map(_text, manifest["class_names"]))
     except FileNotFoundError as error:
         raise _damaged(path, "there is no such file", "what describes the shards") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{path} cannot be read: {reason(error)}. Make it readable.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"it is no description of shards ({_one_line(error)})"
+        problem = f"it is no description of shards ({reason(error)})"
         raise _damaged(path, problem, "what prepare wrote") from error
-    return {"shape": (height, width, channels), "class_names": names, "files": files}
+    return {"shape": (height, width, channels), "class_names": names, "files": described}
+
+
+def _number(value: Any, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{str(value)[:40]} is no number from {least} to {most}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{str(value)[:40]} is no name")
+    return value
+
+
+def _plain(name: str) -> str:
+    """A file's name that does not lead out of its folder."""
+    if Path(name).name != name or name == "..":
+        raise ValueError(f"{name[:40]} is no file of this folder")
+    return name
 
 
 def _check_size(path: Path, expected: int) -> None:
@@ -148,10 +176,6 @@ def _damaged(path: Path, problem: str, expected: str) -> UserError:
         f"{path}: {problem}, expected {expected}. Delete {folder} and make it again, from the "
         f"source it came from: python -m cifar_jax.data.prepare --source=SOURCE --out={folder}"
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
 
 
 # -- writing -------------------------------------------------------------------------------------
@@ -188,19 +212,19 @@ def write(
     bounds = np.linspace(0, len(examples), min(num_shards, len(examples)) + 1, dtype=int)
     coming = iter(examples)
     with appearing(folder / split) as part:
-        files = {}
+        written = {}
         for number, (start, end) in enumerate(itertools.pairwise(bounds)):
             path = part / f"{split}-{number:05}-of-{len(bounds) - 1:05}{_SUFFIX}"
             for done in _write_file(path, itertools.islice(coming, int(end - start))):
                 progress(int(start) + done, len(examples))
-            files[path.name] = {"images": int(end - start), "bytes": path.stat().st_size}
+            written[path.name] = {"images": int(end - start), "bytes": path.stat().st_size}
         manifest = {
             "format": FORMAT,
             "shape": examples.shape,
             "class_names": list(examples.class_names),
-            "files": files,
+            "files": written,
         }
-        (part / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        files.write(part / MANIFEST, files.to_json(manifest))
 
 
 def _write_file(path: Path, examples: Iterable[tuple[np.ndarray, int]]) -> Iterator[int]:
@@ -215,7 +239,7 @@ def _write_file(path: Path, examples: Iterable[tuple[np.ndarray, int]]) -> Itera
             done += 1
         writer.close()
     except RuntimeError as error:  # what ArrayRecord makes of the system's errors
-        raise OSError(_one_line(error)) from error
+        raise OSError(reason(error)) from error
     yield done
 
 
@@ -236,15 +260,17 @@ def appearing(folder: Path) -> Iterator[Path]:
             _clear(part)
             try:
                 yield part
+                files.sync_tree(part)
                 if folder.exists():
                     shutil.rmtree(folder)
                 part.rename(folder)
+                files.sync(folder.parent)
             except BaseException:  # Ctrl-C, too
                 shutil.rmtree(part, ignore_errors=True)
                 raise
     except OSError as error:
         raise UserError(
-            f"Cannot write to {folder}: {error.strerror or error}. Expected a writable folder "
+            f"Cannot write to {folder}: {reason(error)}. Expected a writable folder "
             "with free space: make one there or choose another."
         ) from error
 
@@ -282,7 +308,7 @@ def _lock(folder: Path) -> Iterator[None]:
     """Holds `folder` against other processes; the system lets go of it where this one is killed."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        files.lock(handle, folder, wait=False)
         yield
     except BlockingIOError as error:
         raise UserError(f"{folder}: another process is writing there. Wait for its end.") from error

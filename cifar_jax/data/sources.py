@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from cifar_jax import files
 from cifar_jax.data import download, native, shards, synthetic, tfds
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, reason
 
 CIFAR10 = download.Archive(
     url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -70,7 +71,7 @@ def examples(config: ConfigDict, split: str) -> shards.Examples:
 def open(config: ConfigDict, split: str) -> Split | shards.Shards:
     """The shards of `config.shards` where it names some, else as `load`; both can `load()`."""
     if config.shards:
-        return shards.open(Path(config.shards), split)
+        return shards.open(shards_dir(config), split)
     return load(config, split)
 
 
@@ -83,12 +84,18 @@ def _not_empty(found: Any, config: ConfigDict, split: str) -> Any:
 def data_dir(config: ConfigDict) -> Path:
     """Absolute: `config.data.dir`, or $CIFAR_JAX_DATA, or ~/.cache/cifar_jax.
 
-    The source 'tfds' has a default folder of its own, ~/tensorflow_datasets.
+    The source 'tfds' has a default folder of its own, ~/tensorflow_datasets. Raises UsageError
+    for what is no path, or where there is no home folder.
     """
     default = os.environ.get("CIFAR_JAX_DATA") or "~/.cache/cifar_jax"
     if config.source == "tfds":
         default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(config.dir or default).expanduser().absolute()
+    return files.resolve(config.dir or default, "config.data.dir")
+
+
+def shards_dir(config: ConfigDict) -> Path:
+    """Absolute. Raises UsageError where `config.shards` is no path."""
+    return files.resolve(config.shards, "config.data.shards")
 
 
 def image_size(source: str) -> int | None:
@@ -98,17 +105,37 @@ def image_size(source: str) -> int | None:
 
 def _cifar10(config: ConfigDict, split: str) -> Split:
     train_files = [f"data_batch_{number}.bin" for number in range(1, 6)]
-    return _cifar10_layout(download.ensure(CIFAR10, data_dir(config)), split, train_files)
+    return _cifar10_layout(_binary(CIFAR10, config), split, train_files)
+
+
+def _binary(archive: download.Archive, config: ConfigDict) -> Path:
+    """The folder of the binary version: `config.dir` itself, or in it, or downloaded into it.
+
+    Raises UserError where the version for Python or MATLAB lies there in its place.
+    """
+    folder = data_dir(config)
+    if folder.name == archive.folder and folder.is_dir():
+        return folder
+    if not (folder / archive.folder).exists() and not (folder / archive.name).exists():
+        name = archive.name.removesuffix("-binary.tar.gz")
+        for other in (f"{name}-batches-py", f"{name}-python", f"{name}-python.tar.gz"):
+            if (folder / other).exists():
+                raise UserError(
+                    f"{folder / other} is another version of the dataset, expected the binary "
+                    f"one: put {archive.name} from {archive.url} there, or choose another "
+                    "--config.data.dir to have it downloaded."
+                )
+    return download.ensure(archive, folder)
 
 
 def _cifar10_layout(folder: Path, split: str, train_files: list[str]) -> Split:
-    files = train_files if split == "train" else ["test_batch.bin"]
+    wanted = train_files if split == "train" else ["test_batch.bin"]
     names = native.read_names(folder / "batches.meta.txt", 10)
-    return Split(*native.read([folder / name for name in files], 10), names)
+    return Split(*native.read([folder / name for name in wanted], 10), names)
 
 
 def _cifar100(config: ConfigDict, split: str) -> Split:
-    folder = download.ensure(CIFAR100, data_dir(config))
+    folder = _binary(CIFAR100, config)
     names = native.read_names(folder / "fine_label_names.txt", 100)
     return Split(*native.read([folder / f"{split}.bin"], 100, label_bytes=2), names)
 
@@ -126,7 +153,7 @@ def _synthetic(config: ConfigDict, split: str) -> Split:
             native.write_folder(folder, train, test, synthetic.CLASS_NAMES)
         except OSError as error:
             raise UserError(
-                f"Cannot write to {folder.parent}: {error.strerror}. "
+                f"Cannot write to {folder.parent}: {reason(error)}. "
                 "Choose another folder with --config.data.dir=DIR or $CIFAR_JAX_DATA."
             ) from error
     return _cifar10_layout(folder, split, ["data_batch_1.bin"])

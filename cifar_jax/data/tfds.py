@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from cifar_jax.data.download import NetworkError, open_url
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, reason
 
 
 class Examples:
@@ -104,7 +104,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
         ) from error
     except (ValueError, AssertionError, ImportError) as error:  # config, version, missing library
         raise UserError(
-            f"Cannot use dataset {name}: {_one_line(error)}. Names, configs and versions are "
+            f"Cannot use dataset {name}: {reason(error)}. Names, configs and versions are "
             "listed at https://www.tensorflow.org/datasets/catalog."
         ) from error
 
@@ -134,7 +134,7 @@ def _prepare(name: str, builder: Any) -> None:
     try:
         builder.download_and_prepare(file_format="array_record")
     except (OSError, AssertionError) as error:  # no network or disk; files to fetch by hand
-        raise UserError(f"{missing}: {_one_line(error)}. Mend that, or {remedy}") from error
+        raise UserError(f"{missing}: {reason(error)}. Mend that, or {remedy}") from error
 
 
 def _class_names(name: str, features: Any) -> tuple[str, ...]:
@@ -150,8 +150,9 @@ def _class_names(name: str, features: Any) -> tuple[str, ...]:
         or not isinstance(label, tensorflow_datasets.features.ClassLabel)
     ):
         raise UserError(
-            f"Dataset {name} has features {_one_line(features)}, expected an 'image' of 3 channels "
-            "of uint8 and a 'label' that is a ClassLabel. Choose a dataset for classification."
+            f"Dataset {name} has features {reason(ValueError(features))}, expected an 'image' of 3 "
+            "channels of uint8 and a 'label' that is a ClassLabel. Choose a dataset for "
+            "classification."
         )
     return tuple(label.names)
 
@@ -168,12 +169,6 @@ def _source(name: str, builder: Any, split: str) -> Any:
         ) from error
     except (ValueError, AssertionError) as error:
         raise UserError(
-            f"Cannot read split {split} of dataset {name}: {_one_line(error)}. Expected one of "
+            f"Cannot read split {split} of dataset {name}: {reason(error)}. Expected one of "
             f"{', '.join(builder.info.splits)}, or a part of one, such as train[:90%]."
         ) from error
-
-
-def _one_line(message: object) -> str:
-    """tensorflow-datasets' messages run over many lines, some over hundreds."""
-    line = " ".join(str(message).split()).rstrip(".")
-    return line if len(line) <= 300 else f"{line[:300]}..."

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import pytest
 
@@ -46,6 +46,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.body = body
         self.ranges: list[str | None] = []
         self.honours_ranges = True
+        self.length: str | None = None  # what Content-Length says instead
+        self.refusals: list[int] = []  # of the first requests
         self.drops: list[int] = []  # the nth response breaks after drops[n] bytes
 
     @property
@@ -60,6 +62,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server = self.server
         requested = self.headers["Range"]
         server.ranges.append(requested)
+        if server.refusals:
+            self.send_error(server.refusals.pop(0))
+            return
         offset = 0
         if requested and server.honours_ranges:
             offset = int(requested.removeprefix("bytes=").removesuffix("-"))
@@ -68,7 +73,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         body = server.body[offset:]
         self.send_response(206 if offset else 200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header(
+            "Content-Length", str(len(body)) if server.length is None else server.length
+        )
         self.end_headers()
         self.wfile.write(body[: server.drops.pop(0)] if server.drops else body)
 
@@ -340,9 +347,9 @@ def test_folder_of_another_process_is_kept(
 ) -> None:
     unpack = tarfile.TarFile.extractall
 
-    def outpaced(tar: tarfile.TarFile, path: str, filter: Literal["data"]) -> None:
-        unpack(tar, path, filter=filter)
-        unpack(tar, tmp_path, filter=filter)
+    def outpaced(tar: tarfile.TarFile, path: str, **options: Any) -> None:
+        unpack(tar, path, filter="data")
+        unpack(tar, tmp_path, filter="data")
 
     monkeypatch.setattr(tarfile.TarFile, "extractall", outpaced)
     ensure(archive, tmp_path)
@@ -359,3 +366,73 @@ def test_progress_in_a_pipe_is_a_line_every_tenth(
     assert lines[1] == f"batches.tar: 10% of {archive.size} bytes"
     assert lines[-1] == f"batches.tar: 100% of {archive.size} bytes"
     assert len(lines) == 11
+
+
+def test_a_server_that_sends_without_end_is_left(
+    archive: Archive, server: Server, tmp_path: Path
+) -> None:
+    server.body += bytes(50 << 20)
+    server.length = "abc"
+    with pytest.raises(UserError, match=r"expected archive: it has \d+ bytes, expected \d+"):
+        ensure(archive, tmp_path)
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "9" * 40, ""])
+def test_a_length_that_is_none_is_passed_over(
+    archive: Archive, server: Server, tmp_path: Path, length: str
+) -> None:
+    server.length = length
+    ensure(archive, tmp_path)
+    check_complete(tmp_path)
+
+
+def test_a_server_that_is_busy_at_first_is_asked_again(
+    archive: Archive, server: Server, tmp_path: Path
+) -> None:
+    server.refusals = [503, 429]
+    ensure(archive, tmp_path)
+    check_complete(tmp_path)
+    assert len(server.ranges) == 3
+
+
+def test_remains_of_a_killed_unpacking_are_removed(
+    archive: Archive, server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / ".batches-abcd1234" / "batches").mkdir(parents=True)
+    ensure(archive, tmp_path)
+    check_complete(tmp_path)
+
+
+def test_a_planted_link_is_not_written_through(
+    archive: Archive, server: Server, tmp_path: Path
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("batches.tar.part", "batches.tar.lock"):
+        (data / name).symlink_to(precious)
+        with pytest.raises(UserError, match="Cannot store"):
+            ensure(archive, data)
+        (data / name).unlink()
+    assert precious.read_text() == "mine"
+
+
+def test_archives_of_a_stranger(tmp_path: Path) -> None:
+    for change in (
+        {"name": "batches/x", "type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
+        {"name": "../outside"},
+        {"name": "batches/x", "size": 1 << 40},
+    ):
+        path = tmp_path / "batches.tar"
+        with tarfile.open(path, "w") as tar:
+            member = tarfile.TarInfo("batches/x")
+            for field, value in change.items():
+                setattr(member, field, value)
+            tar.addfile(member, io.BytesIO())
+        with pytest.raises(UserError, match="Cannot unpack") as caught:
+            download._unpack(path, tmp_path / "batches")
+        assert "\n" not in str(caught.value)
+        path.unlink()
+        assert listing(tmp_path) == []

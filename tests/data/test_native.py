@@ -47,12 +47,14 @@ def test_cifar100_has_a_coarse_label_before_the_fine_one(tmp_path):
 def test_a_size_that_is_no_multiple_of_the_record(tmp_path, size):
     path = tmp_path / "cut.bin"
     path.write_bytes(bytes(size))
-    with pytest.raises(UserError, match=rf"cut.bin has {size:,} bytes.*multiple of 3,073.*delete"):
+    with pytest.raises(
+        UserError, match=rf"cut.bin has {size:,} bytes.*multiple of 3,073.*replace it"
+    ):
         native.read([path], 10)
 
 
 def test_a_missing_file_is_named_with_its_remedy(tmp_path):
-    with pytest.raises(UserError, match=r"gone.bin: No such file.*3,073-byte records; delete"):
+    with pytest.raises(UserError, match=r"gone.bin: No such file.*3,073-byte records: put"):
         native.read([tmp_path / "gone.bin"], 10)
 
 

@@ -1,6 +1,8 @@
 """Shards give back what was written, and say so in a line where they cannot."""
 
 import concurrent.futures
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -78,11 +80,56 @@ def test_threads_share_one(data, folder):
 def test_other_shapes_larger_labels_and_fewer_images_than_files(tmp_path, shape):
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     labels = np.arange(70_000, 70_000 + len(images))
-    shards.write(tmp_path, "test", sources.Split(images, labels, ("a",)), num_shards=8)
+    names = tuple(map(str, range(70_003)))
+    shards.write(tmp_path, "test", sources.Split(images, labels, names), num_shards=8)
     found = shards.open(tmp_path, "test")
     assert len(list((tmp_path / "test").glob("*.array_record"))) == len(images)
     for read, written in zip(found.read(np.arange(len(images))), (images, labels), strict=True):
         np.testing.assert_array_equal(read, written)
+
+
+def describe(folder, change):
+    path = folder / "train" / "shards.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(shape=[32, 32]),
+        lambda m: m.update(shape=[32, 32, True]),
+        lambda m: m.update(shape=[32, 32, 10**300]),
+        lambda m: m.update(shape=[32, 32, "3"]),
+        lambda m: m.update(shape=None),
+        lambda m: m.update(class_names=[1, 2]),
+        lambda m: m.update(files=[]),
+        lambda m: m["files"].update({"../x": {"images": 1, "bytes": 1}}),
+        lambda m: m["files"].update({"/etc/passwd": {"images": 1, "bytes": 1}}),
+        lambda m: m["files"].update({"..": {"images": 1, "bytes": 1}}),
+        lambda m: m["files"].update(x={"images": -1, "bytes": 1}),
+        lambda m: m["files"].update(x={"images": 1.5, "bytes": 1}),
+    ],
+)
+def test_a_description_of_a_stranger_is_refused_in_a_line(folder, tmp_path, change):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    describe(copy, change)
+    with pytest.raises(UserError, match=r"train/shards.json: it is no description of") as caught:
+        shards.open(copy, "train")
+    assert "\n" not in str(caught.value)
+    assert f"Delete {copy} and" in str(caught.value)
+
+
+def test_fewer_images_than_records_and_labels_beyond_the_classes(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    describe(copy, lambda m: min(m["files"].items())[1].update(images=3))
+    with pytest.raises(UserError, match=r"it has \d+ records and not 3"):
+        shards.open(copy, "train").read(np.arange(2))
+    shutil.copy(folder / "train" / "shards.json", copy / "train")
+    describe(copy, lambda m: m.update(class_names=["a", "b"]))
+    with pytest.raises(UserError, match=r"image \d+ has the label \d, expected 0 to 1"):
+        shards.open(copy, "train").read(np.arange(40))
 
 
 def test_progress_goes_up_to_the_end(monkeypatch, data, tmp_path):
