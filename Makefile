@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 WORKDIR ?= runs/quickstart
 
-.PHONY: train test test-all lint types format bench lock clean
+.PHONY: train test test-all faults lint types format bench lock clean
 .DELETE_ON_ERROR:
 
 train: .venv/base.installed
@@ -25,6 +25,9 @@ test: .venv/dev.installed
 
 test-all: .venv/dev.installed
 	$(BIN)/python -m pytest -m slow
+
+faults: .venv/dev.installed
+	$(BIN)/python -m tests.faults
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ ALLOWED = {  # beside `errors` and `files`, which all may use
     "summaries": {"records"},
     "ops": set(),
     "models": {"ops"},
-    "data": {"parallel"},
+    "data": {"parallel", "signals", "streams"},
     "config": {"augment", "models", "optim", "parallel", "data"},
     "steps": {"augment", "models", "optim", "parallel"},
     "log": {"config", "display", "overview", "pictures", "records", "steps", "summaries"},
@@ -54,7 +54,17 @@ ALLOWED = {  # beside `errors` and `files`, which all may use
     }
     | {"checkpoint", "data", "records"},
     "cluster": {"config", "parallel"},
-    "main": {"runtime", "signals", "streams", "cluster", "config", "train", "evaluate", "report"},
+    "main": {
+        "__version__",
+        "runtime",
+        "signals",
+        "streams",
+        "cluster",
+        "config",
+        "train",
+        "evaluate",
+        "report",
+    },
 }
 WITHIN_DATA = {
     "native": set(),

@@ -104,7 +104,11 @@ def test_evaluation_follows_a_training_that_is_stopped_and_resumed(tiny, tmp_pat
         trainer.send_signal(number)
         _, error = trainer.communicate()
         name = signal.Signals(number).name
-        assert re.fullmatch(rf"Stopped by {name}: step (\d+) is saved in \S+. The same .*\n", error)
+        assert re.fullmatch(
+            rf"{name}: saving, then leaving. Once more leaves at once.\n"
+            rf"Stopped by {name}: step (\d+) is saved in \S+. The same .*\n",
+            error,
+        )
         assert trainer.returncode == 128 + number
         stopped = int(re.search(r"step (\d+)", error)[1])
         assert checkpoint.newest(tmp_path / "run" / "checkpoints", print) == stopped
