@@ -14,7 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
+from typing import Any
 
 NUMBERS = tuple(
     getattr(signal, name)
@@ -85,9 +87,17 @@ def listen() -> None:
     signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
     _listener.listening, _listener.socket = True, ours  # type: ignore[attr-defined]
     threading.Thread(target=_listener.follow, args=(theirs,), name="signals", daemon=True).start()
+    sys.unraisablehook = partial(_not_lost, sys.unraisablehook)
     for number in NUMBERS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _listener.handle)
+
+
+def _not_lost(hook: Callable[[Any], object], unraisable: Any) -> None:
+    """A callback of JAX's, as of garbage collection, would drop `Left`."""
+    if isinstance(unraisable.exc_value, Left):
+        leave(unraisable.exc_value.exit_code)
+    hook(unraisable)
 
 
 def unwind() -> None:
