@@ -80,11 +80,7 @@ def test_where_nothing_is_unsaved_it_leaves(start, mode):
     assert "saved" not in out
     if mode in ("importing", "collecting"):  # where no exception would come through
         assert (error, process.returncode) == ("", 143)
-    if mode == "collecting":  # where an exception would be dropped
-    import gc
-    gc.callbacks.append(lambda *_: [time.sleep(0.01) for _ in range(3000)])
-    gc.collect()
-if mode == "unwinding":
+    if mode == "unwinding":
         assert out == "closed\n"  # by an exception
 
 
