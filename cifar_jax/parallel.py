@@ -22,7 +22,10 @@ def num_devices(wanted: int) -> int:
     """
     try:
         present = jax.device_count()
-    except RuntimeError as error:  # a driver that does not work, or a backend that is not there
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # a driver or backend is not there
         chosen = os.environ.get("JAX_PLATFORMS")
         hint = f" JAX_PLATFORMS={chosen} is set: unset it, or set it to cpu." if chosen else ""
         raise UserError(f"JAX cannot start: {reason(error)}.{hint}") from error

@@ -5,9 +5,11 @@ What is on disk then, and what it is worth: `checkpoint.py`.
 
 import contextlib
 import errno
+import importlib
 import os
 import shutil
 import time
+import types
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +27,19 @@ _LOCK = "writer.lock"  # holds the number of the process
 _SEAL_MS = 600_000  # for all processes to have written their part
 _SHARED_SECONDS = 90.0  # until a shared file system shows what another machine wrote: NFS, 60
 _TRIES = 3  # Orbax waits by the clock on the wall, and gives up where that jumps ahead
+
+
+def _steady_clock() -> None:
+    """Where Orbax waits, it looks at the clock on the wall: a jump ends the wait, or has it last
+    for an hour. (As of orbax-checkpoint 0.12; where it has changed, `_TRIES` is what helps.)"""
+    steady = types.SimpleNamespace(**{**vars(time), "time": time.monotonic})
+    for name in ("future", "signaling_client"):
+        with contextlib.suppress(ImportError):
+            module: Any = importlib.import_module(f"orbax.checkpoint._src.futures.{name}")
+            module.time = steady
+
+
+_steady_clock()
 
 
 class Writer:

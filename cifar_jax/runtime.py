@@ -12,6 +12,11 @@ from pathlib import Path
 _CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 _CPU_VALUE = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 
+_SWITCHES = (
+    *("JAX_ENABLE_X64", "JAX_DISABLE_JIT", "JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE"),
+    *("JAX_NUMPY_RANK_PROMOTION", "JAX_TRANSFER_GUARD"),
+)
+
 _log = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>
@@ -28,9 +33,21 @@ def start(debug: bool = False) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cifar_jax").setLevel(logging.DEBUG if debug else logging.WARNING)
     logging.getLogger("absl").setLevel(logging.WARNING if debug else logging.CRITICAL)
+    _unset_switches()
     _cache_compilations()
     _set_cpu_flag()
     _keep_memory()
+
+
+def _unset_switches() -> None:
+    """What would make other numbers of a config, or end every run with an error of JAX's."""
+    for name in _SWITCHES:
+        if value := os.environ.pop(name, ""):
+            print(
+                f"{name}={value} is passed over: with it, a run would not be what its config says.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _cache_compilations() -> None:

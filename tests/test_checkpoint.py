@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -216,6 +217,14 @@ def test_a_clock_that_jumps_costs_a_second_try(folder, monkeypatch):
     save(folder, 2)
     assert len(tries) == 2
     assert checkpoint.newest(folder, silent) == 2
+
+
+def test_orbax_waits_by_a_clock_that_does_not_jump(folder, monkeypatch):
+    times = iter(range(0, 10**9, 3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(times)))
+    monkeypatch.setattr(pytrees, "_TRIES", 1)
+    save(folder, 1, 2, 3)
+    assert checkpoint.newest(folder, silent) == 3
 
 
 def test_a_checkpoint_that_cannot_be_read_back_is_not_sealed(folder, monkeypatch):

@@ -43,3 +43,21 @@ def test_compilations_are_cached_where_the_user_wants(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     runtime.start()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / ".cache/cifar_jax/compiled")
+
+
+def test_switches_that_change_the_numbers_are_passed_over_with_a_line(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    runtime.start()
+    assert "JAX_ENABLE_X64" not in os.environ
+    assert capsys.readouterr().err.startswith("JAX_ENABLE_X64=1 is passed over: ")
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+
+    def nobody(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(runtime.Path, "expanduser", nobody)
+    runtime.start()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
