@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import mmap
 import os
+import sys
 from pathlib import Path
 
 # Takes convolutions on CPUs back from YNNPACK, which runs them 1.7 to 3.3 times slower.
