@@ -205,7 +205,7 @@ class _Watch(threading.Thread):
         if isinstance(error, UserError):
             line, code = str(error), error.exit_code
         elif isinstance(error, KeyboardInterrupt):
-            line, code = "Interrupted.", 130
+            line, code = "Interrupted.", getattr(error, "exit_code", 130)
         else:
             line, code = f"{type(error).__name__}: {error}", 1
         if not isinstance(error, UserError | KeyboardInterrupt) or _log.isEnabledFor(logging.DEBUG):

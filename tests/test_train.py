@@ -526,6 +526,25 @@ def test_a_workdir_deleted_meanwhile_is_whole_again_with_the_next_checkpoint(con
     assert (workdir / "config.json").exists()
 
 
+def test_the_time_of_a_step_is_taken_before_the_next_is_compiled(config, tmp_path, monkeypatch):
+    """Else it would seem to have taken none: it ends while the compiler works."""
+    order = []
+    for module, name in ((log_lib.Log, "flush"), (train, "compile_step")):
+        original = getattr(module, name)
+
+        def noted(*arguments, name=name, original=original):
+            order.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(module, name, noted)
+    config.summaries.scalars = 4
+    config.num_steps = 2
+    train.train(config, tmp_path)
+    compiled = [n for n, name in enumerate(order) if name == "compile_step"]
+    assert len(compiled) == 2
+    assert all(order[n - 1] == "flush" for n in compiled)
+
+
 def test_parameters_that_are_not_finite_are_never_saved(config, tmp_path, monkeypatch):
     """The loss is of the step before: the update may have spoilt what it does not show yet."""
     config.num_steps = 3

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults import damage, disks, interruptions, neighbours, readers
+from tests.faults import clusters, damage, disks, interruptions, neighbours, readers
 from tests.faults.processes import Bench, Outcome
 
 Scenario = Callable[[Bench, random.Random, int], Outcome]
@@ -35,6 +35,8 @@ SCENARIOS: dict[Scenario, int] = {
     neighbours.divergence: 8,
     neighbours.clocks: 6,
     neighbours.two_trainers: 4,
+    clusters.killed: 6,
+    clusters.disturbed: 4,
     readers.hostile: 10_000,
 }
 _HEADS = ("fault", "times tried", "recovered", "lost", "silently wrong")

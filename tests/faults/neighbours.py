@@ -85,7 +85,7 @@ def divergence(bench: Bench, rng: random.Random, count: int) -> Outcome:
 def clocks(bench: Bench, rng: random.Random, count: int) -> Outcome:
     """The clock on the wall jumps by an hour again and again: the run does not notice."""
     outcome = Outcome("a clock that jumps by an hour")
-    library, mark = _clock_library(bench.folder), bench.folder / "ahead"
+    library, mark = clock_library(bench.folder), bench.folder / "ahead"
     for number in range(count):
         workdir = bench.folder / f"clock-{number}"
         environment = bench.environment | {"LD_PRELOAD": str(library), "AHEAD": str(mark)}
@@ -103,7 +103,7 @@ def clocks(bench: Bench, rng: random.Random, count: int) -> Outcome:
     return outcome
 
 
-def _clock_library(folder: Path) -> Path:
+def clock_library(folder: Path) -> Path:
     source, library = folder / "clock.c", folder / "clock.so"
     source.write_text(
         "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <stdlib.h>\n#include <time.h>\n"

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.faults import damage, disks, interruptions, neighbours, readers
+from tests.faults import clusters, damage, disks, interruptions, neighbours, readers
 from tests.faults.processes import Bench
 
 FAST = {damage.of_files: 24, readers.hostile: 1_500, interruptions.in_a_save: 1, disks.full: 1}
@@ -20,6 +20,7 @@ SLOW = {
     neighbours.divergence: 2,
     neighbours.clocks: 1,
     neighbours.two_trainers: 1,
+    clusters.disturbed: 2,
 }
 
 
