@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults import clusters, damage, disks, interruptions, neighbours, readers
-from tests.faults.processes import Bench, Outcome
+from tests.faults.processes import Bench, Outcome, Skipped
 
 Scenario = Callable[[Bench, random.Random, int], Outcome]
 # Each with the number of its tries, the longest first.
@@ -76,7 +76,7 @@ def _run(
     print(f"[{time.monotonic() - start:5.0f} s] {name}: {count}", flush=True)
     try:
         outcome = scenario(bench, random.Random(f"{options.seed} {name}"), count)
-    except disks.Skipped as error:
+    except Skipped as error:
         print(f"{name} is skipped: {error}", flush=True)
         return None
     row = outcome.row()

@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ from tests.faults.processes import (
     FATAL,
     Bench,
     Outcome,
+    Skipped,
     final_bytes,
     killed_at_last,
     listing,
@@ -104,6 +106,8 @@ def clocks(bench: Bench, rng: random.Random, count: int) -> Outcome:
 
 
 def clock_library(folder: Path) -> Path:
+    if not shutil.which("gcc"):
+        raise Skipped("there is no gcc to make a clock that jumps")
     source, library = folder / "clock.c", folder / "clock.so"
     source.write_text(
         "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <stdlib.h>\n#include <time.h>\n"

@@ -16,6 +16,10 @@ STEPS = 60
 FATAL = ("Traceback", "Segmentation fault", "core dumped")
 
 
+class Skipped(Exception):
+    """This machine does not allow it; the reason."""
+
+
 class Outcome:
     """What came of one kind of fault."""
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from tests.faults import clusters, damage, disks, interruptions, neighbours, readers
-from tests.faults.processes import Bench
+from tests.faults.processes import Bench, Skipped
 
 FAST = {damage.of_files: 24, readers.hostile: 1_500, interruptions.in_a_save: 1, disks.full: 1}
 SLOW = {
@@ -45,6 +45,6 @@ def bench(tmp_path_factory):
 def test_nothing_is_lost_and_nothing_silently_wrong(bench, scenario, count):
     try:
         outcome = scenario(bench, random.Random(f"0 {scenario.__name__}"), count)
-    except disks.Skipped as error:
+    except Skipped as error:
         pytest.skip(str(error))
     assert outcome.good, "\n".join(outcome.notes)
