@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,9 @@ def _run(
     except Skipped as error:
         print(f"{name} is skipped: {error}", flush=True)
         return None
+    except Exception as error:  # the others go on, and the table says it
+        outcome = Outcome(name)
+        outcome.note(False, "".join(traceback.format_exception(error)))
     row = outcome.row()
     print(f"[{time.monotonic() - start:5.0f} s] {name}: {list(row.values())[1:]}", flush=True)
     for note in outcome.notes[:20]:
