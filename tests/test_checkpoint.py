@@ -137,6 +137,17 @@ def test_what_cannot_be_read_is_neither_damaged_nor_gone(folder, monkeypatch):
     assert checkpoint.newest(folder, silent) == 2
 
 
+def test_a_bad_sector_is_named_by_its_file(folder, monkeypatch):
+    save(folder, 1)
+
+    def fail(file, name):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint.hashlib, "file_digest", fail)
+    with pytest.raises(UserError, match=r"/1/\S+ cannot be read: Input/output error"):
+        checkpoint.newest(folder, silent)
+
+
 def test_what_vanishes_meanwhile_is_passed_over_in_silence(folder, monkeypatch):
     save(folder, 1, 2)
     sha256 = checkpoint._sha256
