@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from tests.faults.disks import mounted
 from tests.faults.neighbours import clock_library
@@ -35,8 +36,9 @@ def killed(bench: Bench, rng: random.Random, count: int) -> Outcome:
             if number:  # the first run is the undisturbed one
                 wait_until(lambda workdir=workdir: len(steps(workdir)) > 0, 120)
                 time.sleep(rng.uniform(0.0, 1.0))
-                for pid in rng.sample(_children(job.pid), 1):
-                    os.kill(pid, signal.SIGKILL)
+                which = rng.choice((signal.SIGKILL, signal.SIGTERM))
+                for pid in _children(job.pid)[:: rng.choice((1, -1))][:1]:
+                    os.kill(pid, which)
             _, error = job.communicate(timeout=240)
         if not number:
             assert job.returncode == 0, error
@@ -48,36 +50,64 @@ def killed(bench: Bench, rng: random.Random, count: int) -> Outcome:
 
 
 def disturbed(bench: Bench, rng: random.Random, count: int) -> Outcome:
-    """A disk that fills up under both, or a clock that jumps for both: they end together."""
+    """A disk that is full, or a clock that jumps, for both or for one: they end together."""
     outcome = Outcome("two processes, a full disk or a jumping clock")
-    library, mark = clock_library(bench.folder), bench.folder / "ahead-for-two"
+    kinds = (_full_for_both, _clock_of_both, _limit_for_one, _clock_of_one)
     for number in range(count):
-        workdir = bench.folder / f"both-{number}"
-        if number % 2:
-            environment = bench.environment | {"LD_PRELOAD": str(library), "AHEAD": str(mark)}
-            job = _start(bench, workdir, env=environment)
-            with killed_at_last(job):
-                wait_until(lambda workdir=workdir: len(steps(workdir)) > 0, 120)
-                mark.touch()
-                _, error = job.communicate(timeout=240)
-                mark.unlink()
-            whole = listing(workdir)[0] == 0
-            outcome.note(job.returncode == 0 and whole, f"clock: {job.returncode} {error[-500:]}")
-            continue
-        with mounted("tmpfs", workdir, "-t", "tmpfs", "-o", "size=40m") as disk:
-            job = _start(bench, disk / "run", more=("--config.checkpoint.keep=100",))
-            with killed_at_last(job):
-                _, error = job.communicate(timeout=240)
-            whole = not any("damaged" in line for line in listing(disk / "run")[1])
-            said = "No space left on device" in error
-            outcome.note(
-                job.returncode == 1 and whole and said and not any(w in error for w in FATAL[1:]),
-                f"full: {job.returncode} {error[-800:]}",
-            )
+        kind, workdir = kinds[number % len(kinds)], bench.folder / f"both-{number}"
+        problem = kind(bench, workdir, rng)
+        outcome.note(not problem, f"{kind.__name__}: {problem}")
     return outcome
 
 
+def _full_for_both(bench: Bench, workdir: Path, rng: random.Random) -> str:
+    with mounted("tmpfs", workdir, "-t", "tmpfs", "-o", "size=40m") as disk:
+        job = _start(bench, disk / "run", more=("--config.checkpoint.keep=100",))
+        return _ends(job, disk / "run", "No space left on device")
+
+
+def _limit_for_one(bench: Bench, workdir: Path, rng: random.Random) -> str:
+    before = f"prlimit --fsize={rng.choice((1 << 12, 1 << 16, 1 << 18))}"
+    return _ends(
+        _start(bench, workdir, env=_for_one(bench, before, rng)), workdir, "File too large"
+    )
+
+
+def _ends(job: subprocess.Popen, workdir: Path, reason: str) -> str:
+    with killed_at_last(job):
+        _, error = job.communicate(timeout=240)
+    whole = not any("damaged" in line for line in listing(workdir)[1])
+    fatal = any(word in error for word in FATAL)
+    fine = job.returncode == 1 and whole and reason in error and not fatal
+    return "" if fine else f"{job.returncode} {error[-800:]}"
+
+
+def _clock_of_both(bench: Bench, workdir: Path, rng: random.Random) -> str:
+    clock = {"LD_PRELOAD": str(clock_library(bench.folder)), "AHEAD": str(workdir) + ".ahead"}
+    return _jumps(_start(bench, workdir, env=bench.environment | clock), workdir)
+
+
+def _clock_of_one(bench: Bench, workdir: Path, rng: random.Random) -> str:
+    before = f"env LD_PRELOAD={clock_library(bench.folder)} AHEAD={workdir}.ahead"
+    return _jumps(_start(bench, workdir, env=_for_one(bench, before, rng)), workdir)
+
+
+def _jumps(job: subprocess.Popen, workdir: Path) -> str:
+    with killed_at_last(job):
+        wait_until(lambda: len(steps(workdir)) > 0, 120)
+        Path(f"{workdir}.ahead").touch()
+        _, error = job.communicate(timeout=240)
+    fine = job.returncode == 0 and listing(workdir)[0] == 0
+    return "" if fine else f"{job.returncode} {error[-800:]}"
+
+
+def _for_one(bench: Bench, before: str, rng: random.Random) -> dict[str, str]:
+    return bench.environment | {"BEFORE": before, "FAULTY": rng.choice("01")}
+
+
 def _start(bench: Bench, workdir, *options: str, more=(), env=None) -> subprocess.Popen:
+    if env and "BEFORE" in env:
+        options = (*options, f"--program={Path(__file__).with_name('one_of_two.py')}")
     return subprocess.Popen(
         [
             *(sys.executable, str(ROOT / "launch" / "local.py"), "--processes=2", "--grace=20"),

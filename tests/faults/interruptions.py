@@ -2,6 +2,7 @@
 
 import random
 import signal
+import socket
 import subprocess
 import time
 from functools import partial
@@ -88,34 +89,50 @@ def _ended_or_seen(process: subprocess.Popen, folder: Path, pattern: str) -> boo
 
 
 def outside_of_training(bench: Bench, rng: random.Random, count: int) -> Outcome:
-    """In eval, report and while the first step compiles: the signal's code within 5 seconds."""
-    outcome = Outcome("signals in eval, report and compilation")
+    """In eval, report, a download and while the first step compiles: a line that names the signal,
+    and its code within 5 seconds."""
+    outcome = Outcome("signals in eval, report, download and compilation")
     workdir = bench.folder / "evaluated"
     code, error = bench.run(*bench.flags(workdir, "--config.num_steps=10"))
     assert code == 0, error
     (workdir / "checkpoints" / "status.json").unlink()  # so that evaluation goes on to wait
-    cold = bench.environment | {"JAX_COMPILATION_CACHE_DIR": ""}
-    for number in range(count):
-        mode = ("eval", "report", "compile")[number % 3]
-        if mode == "compile":
-            fresh = bench.flags(bench.folder / f"compiled-{number}")
-            process = bench.start(*fresh, env=cold)
-        else:
-            process = bench.start(f"--mode={mode}", f"--workdir={workdir}")
-        with killed_at_last(process):
-            time.sleep(rng.uniform(0.1, 7.0))
-            which, start = rng.choice(_LEAVE), time.monotonic()
-            process.send_signal(which)
-            try:
-                _, error = process.communicate(timeout=15)
-            except subprocess.TimeoutExpired:
-                error = "it does not leave"
-            took, code = time.monotonic() - start, process.returncode
-            ended = mode == "report" and code == 0  # it was done
-            right = code in (128 + which, 130, -which) or ended
-            fatal = any(word in error for word in FATAL) and code != -which
-            outcome.note(
-                right and took < 5 and not fatal,
-                f"{mode} {which}: {code} after {took:.1f} s {error}",
-            )
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as silent:  # a network that hangs
+        proxy = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for number in range(count):
+            mode = ("eval", "report", "compile", "download")[number % 4]
+            fresh = bench.flags(bench.folder / f"outside-{number}")
+            if mode == "compile":
+                cold = bench.environment | {"JAX_COMPILATION_CACHE_DIR": ""}
+                process = bench.start(*fresh, env=cold)
+            elif mode == "download":
+                away = bench.environment | {"https_proxy": proxy, "http_proxy": proxy}
+                process = bench.start(
+                    *fresh, f"--config.data.dir={bench.folder / 'away'}", env=away
+                )
+            else:
+                process = bench.start(f"--mode={mode}", f"--workdir={workdir}")
+            with killed_at_last(process):
+                problem = _stop_within(process, 5.0, rng)
+            outcome.note(not problem, f"{mode}: {problem}")
     return outcome
+
+
+def _stop_within(process: subprocess.Popen, seconds: float, rng: random.Random) -> str:
+    """What is wrong with the way in which it leaves after a signal at a random moment."""
+    delay, which = rng.uniform(0.1, 7.0), rng.choice(_LEAVE)
+    time.sleep(delay)
+    start, over = time.monotonic(), process.poll() is not None
+    process.send_signal(which)
+    try:
+        _, error = process.communicate(timeout=15)
+    except subprocess.TimeoutExpired:
+        return f"{which.name} after {delay:.1f} s: it does not leave"
+    took, code = time.monotonic() - start, process.returncode
+    if code == -which and delay < 2 and not error:  # Python had not run a line of ours
+        return ""
+    done = code == 0 and (over or not error)  # a report was made
+    right = done or (code == 128 + which and which.name in error)
+    fatal = any(word in error for word in FATAL)
+    if right and took < seconds and not fatal:
+        return ""
+    return f"{which.name} after {delay:.1f} s: {code} after another {took:.1f} s {error}"
