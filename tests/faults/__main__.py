@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def _run(
         return error
     except Exception as error:  # as a run that does not end; the others still have their table
         outcome = Outcome(name.replace("_", " "))
-        outcome.note(False, f"broken off by {type(error).__name__}: {error}")
+        outcome.note(False, "".join(traceback.format_exception(error)))
     row = outcome.row()
     print(f"[{time.monotonic() - start:5.0f} s] {name}: {list(row.values())[1:]}", flush=True)
     for note in outcome.notes[:20]:

@@ -130,8 +130,11 @@ def final_bytes(workdir: Path) -> list[bytes]:
     import jax
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as reader:
-        tree = reader.restore(workdir / "checkpoints" / str(STEPS))
+    path = workdir / "checkpoints" / str(STEPS)
+    with ocp.PyTreeCheckpointer() as reader:  # whatever number of processes has written it
+        shape = reader.metadata(path).item_metadata.tree
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shape)
+        tree = reader.restore(path, restore_args=plain)
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
