@@ -15,7 +15,7 @@ import pytest
 from cifar_jax import augment, checkpoint, evaluate, optim, pytrees, steps, train
 from cifar_jax import config as config_lib
 from cifar_jax.data import native, sources
-from cifar_jax.errors import UsageError, UserError
+from cifar_jax.errors import Diverged, UsageError, UserError
 from tests.conftest import NUM_TEST, NUM_TRAIN, random_images
 from tests.test_summaries import values
 
@@ -174,6 +174,15 @@ def test_a_checkpoint_deleted_under_the_reader_is_passed_over(config, workdir, m
     out = capsys.readouterr().out  # of training, if it was the first to be copied, and evaluation
     assert "deleted" not in out
     assert out.count("precision @ 1 = ") == 1
+
+
+def test_evaluation_ends_as_the_diverged_run_beside_it(config, workdir):
+    line = "The loss is nan at step 7."
+    checkpoint.mark(workdir / "checkpoints", finished=None, diverged=line)
+    with pytest.raises(Diverged, match=line) as ended:
+        evaluate.evaluate(config, workdir)
+    assert ended.value.exit_code == 3
+    assert [record["step"] for record in records(workdir)] == [6]
 
 
 def test_more_examples_than_there_are(config, workdir):

@@ -8,6 +8,7 @@ resumed by the next start.
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import glob
 import hashlib
 import http.client
@@ -38,6 +39,8 @@ CHUNK_BYTES = 1 << 18
 MAX_BYTES = 1 << 30  # of an archive whose size is not known
 _UNPACKED = 8  # times the archive, at most: a tar bomb is refused
 _MEMBERS = 10_000
+# What names that contradict each other end in, and tarfile's own errors, which have no number.
+_OF_THE_ARCHIVE = {None, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 Report = Callable[[int, int | None], None]  # bytes done, bytes in total where known
 
@@ -273,7 +276,7 @@ def _unpack(file: Path, folder: Path) -> None:
                 members = _honest(tar, file.stat().st_size)
                 tar.extractall(temporary, members=members, filter="data")
         except (tarfile.TarError, EOFError, zlib.error, ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error, OSError) and error.errno not in _OF_THE_ARCHIVE:
                 raise  # the disk's, and not the archive's
             raise UserError(
                 f"Cannot unpack {file}: {reason(error)}. Expected a tar archive with "

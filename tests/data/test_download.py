@@ -419,6 +419,16 @@ def test_a_planted_link_is_not_written_through(
     assert precious.read_text() == "mine"
 
 
+def test_names_that_contradict_each_other_are_the_archives_fault(tmp_path: Path) -> None:
+    path = tmp_path / "batches.tar"
+    for names in (("batches/x", "batches"), ("batches", "batches/x")):
+        with tarfile.open(path, "w") as tar:
+            for name in names:
+                tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+        with pytest.raises(UserError, match="Cannot unpack|holds no folder"):
+            download._unpack(path, tmp_path / "batches")
+
+
 def test_archives_of_a_stranger(tmp_path: Path) -> None:
     for change in (
         {"name": "batches/x", "type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
