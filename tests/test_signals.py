@@ -18,21 +18,24 @@ from cifar_jax import signals
 signals.listen()
 mode = sys.argv[1]
 busy = lambda seconds: ctypes.CDLL(None).usleep(int(seconds * 1e6))
-print("ready", flush=True)
+ready = lambda: print("ready", flush=True)
 if mode == "importing":
+    ready()
     [busy(0.9) for _ in range(30)]
 signals.unwind()
 if mode == "collecting":  # where an exception would be dropped
     import gc
-    gc.callbacks.append(lambda *_: [time.sleep(0.01) for _ in range(3000)])
+    gc.callbacks.append(lambda *_: [ready(), [time.sleep(0.01) for _ in range(3000)]])
     gc.collect()
 if mode == "unwinding":
     try:
+        ready()
         [time.sleep(0.01) for _ in range(3000)]
     finally:
         print("closed", flush=True)
 with signals.Stop() as stop:
     stop.unsaved = mode == "unsaved"
+    ready()
     while not stop.signal:
         time.sleep(0.01)
     print("saved", flush=True)
@@ -63,7 +66,6 @@ def start():
 @pytest.mark.parametrize("number", signals.NUMBERS)
 def test_what_is_unsaved_is_saved_and_the_line_comes_at_once(start, number):
     process = start("unsaved")
-    time.sleep(0.05)
     process.send_signal(number)
     name = signal.Signals(number).name
     out, error = process.communicate(timeout=20)
