@@ -1,6 +1,7 @@
 """Signals at random moments and at named ones."""
 
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +35,7 @@ def at_random_moments(bench: Bench, rng: random.Random, count: int) -> Outcome:
                         outcome.note(False, f"run {number}, {how}: {problem}")
                     met += not problem
         bench.finish(outcome, workdir, f"run {number}", met)
+        shutil.rmtree(workdir, ignore_errors=True)  # fifty of them are some gigabytes
         number += 1
     return outcome
 
@@ -80,6 +82,7 @@ def in_a_save(bench: Bench, rng: random.Random, count: int) -> Outcome:
                         outcome.note(False, f"run {number}, {pattern}: {problem}")
                     met += not problem
         bench.finish(outcome, workdir, f"run {number}", met, *more)
+        shutil.rmtree(workdir, ignore_errors=True)
         number += 1
     return outcome
 

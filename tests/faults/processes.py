@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -112,8 +111,6 @@ class Bench:
         same = ended and final_bytes(workdir) == self.undisturbed(*more)
         for _ in range(tries):
             outcome.note(same, f"{what}: exit code {code}, {error[-300:]}", wrong=ended)
-        if same:
-            shutil.rmtree(workdir, ignore_errors=True)  # fifty of them are some gigabytes
 
 
 @contextlib.contextmanager
