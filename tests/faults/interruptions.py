@@ -18,16 +18,20 @@ _LEAVE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.S
 def at_random_moments(bench: Bench, rng: random.Random, count: int) -> Outcome:
     """kill -9, SIGTERM, SIGINT twice, SIGHUP: four in each run, which ends as if undisturbed.
 
-    A run that was through before the signal came is no try: it is followed by a new one.
+    A run that was through before the signal came is no try, and is followed by a new one: moments
+    are drawn from the time that a whole run takes here.
     """
     outcome = Outcome("signals at random moments of training")
-    number = 0
+    number, start = 0, time.monotonic()
+    code, error = bench.run(*bench.flags(bench.folder / "timed"))
+    assert code == 0, error
+    whole = time.monotonic() - start
     while outcome.tried < count:
         workdir, met = bench.folder / f"random-{number}", 0
         for _ in range(min(_PER_RUN, count - outcome.tried)):
             process = bench.start(*bench.flags(workdir))
             with killed_at_last(process):
-                time.sleep(rng.uniform(0.1, 9.0) ** rng.choice((0.7, 1.0)))
+                time.sleep(0.1 + whole * rng.uniform(0.0, 0.9))
                 if process.poll() is None:
                     how = rng.choice(("kill", "term", "twice", "hangup"))
                     problem = _disturb(process, how, rng)
