@@ -30,6 +30,9 @@ SCENARIOS: dict[Scenario, int] = {
     disks.power_cuts: 40,
     damage.for_the_moment: 20,
     damage.of_runs: 12,
+    damage.bad_sectors: 6,
+    damage.of_all: 4,
+    damage.gone_back: 6,
     disks.full: 4,
     disks.limited: 6,
     disks.without_output: 6,
@@ -64,24 +67,28 @@ def main() -> int:
         start = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(2) as pool:  # on two cores
             jobs = [pool.submit(_run, each, bench, options, start) for each in chosen]
-            outcomes = [outcome for job in jobs if (outcome := job.result())]
+            results = [job.result() for job in jobs]
+    outcomes = [result for result in results if isinstance(result, Outcome)]
     _print_table([outcome.row() for outcome in outcomes])
+    for scenario, result in zip(chosen, results, strict=True):
+        if isinstance(result, Skipped):
+            print(f"{scenario.__name__} was skipped: {result}")
     options.out.write_text(json.dumps([outcome.row() for outcome in outcomes], indent=1) + "\n")
     return int(not all(outcome.good for outcome in outcomes))
 
 
 def _run(
     scenario: Scenario, bench: Bench, options: argparse.Namespace, start: float
-) -> Outcome | None:
+) -> Outcome | Skipped:
     name, count = scenario.__name__, max(2, round(SCENARIOS[scenario] * options.scale))
     print(f"[{time.monotonic() - start:5.0f} s] {name}: {count}", flush=True)
     try:
         outcome = scenario(bench, random.Random(f"{options.seed} {name}"), count)
     except Skipped as error:
         print(f"{name} is skipped: {error}", flush=True)
-        return None
-    except Exception as error:  # the others go on, and the table says it
-        outcome = Outcome(name)
+        return error
+    except Exception as error:  # as a run that does not end; the others still have their table
+        outcome = Outcome(name.replace("_", " "))
         outcome.note(False, "".join(traceback.format_exception(error)))
     row = outcome.row()
     print(f"[{time.monotonic() - start:5.0f} s] {name}: {list(row.values())[1:]}", flush=True)
