@@ -157,7 +157,7 @@ class Saver:
     def finish(self, step: int) -> None:
         """Says that the checkpoint of `step` is the last, once it is complete."""
         self.wait()
-        self._mark(finished=step)
+        self._mark(finished=step, diverged="")
 
     def give_up(self, error: Diverged) -> None:
         """Says why there will be no more checkpoints."""

@@ -21,6 +21,7 @@ _BUCKETS = 50
 MAX_BYTES = 1 << 26  # of pictures and histograms that wait for the disk; more are left out
 MAX_WAITING = 100_000  # summaries; of more, scalars are left out, too
 RETRY_SECONDS = 30.0  # after a failure, before the disk is tried again
+CLOSE_SECONDS = 60.0  # for what waits at the end; a disk that hangs must not keep a run for ever
 _counter = iter(range(sys.maxsize))  # several writers of one process
 
 
@@ -32,7 +33,7 @@ class _Job(NamedTuple):
 class Writer:
     """Takes summaries without waiting for the disk, and writes them in their order.
 
-    What was taken is on disk after `close`, whatever ends the run in between. A disk that is full
+    What was taken is on disk after `close`, if the disk takes it in time. A disk that is full
     or a folder that is gone costs summaries and one line of warning, never the run; writing is
     tried again with the next summary. A disk that is too slow costs pictures and histograms, and
     scalars only when very many wait. Of several processes the first one writes; the others' are
@@ -148,7 +149,7 @@ class Writer:
 
         self._put(write)
 
-    def close(self, seconds: float | None = None) -> None:
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Returns once all is written, or gives up after `seconds`. Raises what was not the disk's
         fault."""
         self._queue.put(None)

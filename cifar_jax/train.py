@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from cifar_jax import config as config_lib
 from cifar_jax import display, optim, overview, parallel, records, steps
 from cifar_jax.data import feeds, shards, sources
-from cifar_jax.errors import Diverged, Interrupted, UsageError
+from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError, reason
 from cifar_jax.log import Log
 from cifar_jax.saver import SAVE, AfterCheckpoint, Saver
 from cifar_jax.signals import Stop
@@ -117,10 +117,14 @@ def _first_loss(config: ConfigDict, new: steps.TrainState, num_classes: int) -> 
 
 def _forget_evaluations(workdir: Path, step: int) -> None:
     """What was measured of checkpoints that the run has turned its back on."""
-    if jax.process_index() == 0:
+    if jax.process_index():
+        return
+    try:
         records.drop(
             workdir / records.FILE, lambda r: r["kind"].startswith("eval") and r["step"] > step
         )
+    except OSError as error:
+        raise UserError(f"Cannot write to {workdir}: {reason(error)}.") from error
 
 
 def _check_same(data: Images) -> None:

@@ -449,6 +449,13 @@ def test_a_good_checkpoint_outlives_divergence(config, tmp_path, action):
     assert good < 6
 
 
+def test_an_end_takes_the_mark_of_an_earlier_divergence_away(config, tmp_path):
+    train.train(config, tmp_path)
+    checkpoint.mark(tmp_path / "checkpoints", finished=None, diverged="The loss is nan.")
+    train.train(config, tmp_path)  # has ended already
+    assert checkpoint.status(tmp_path / "checkpoints")[1:] == (6, "")
+
+
 def test_the_first_loss_is_that_of_the_tutorial(config):
     model = steps.make_model(config, 10)
     state = steps.init_state(config, model, steps.make_optimizer(config, lambda _: 0.1))

@@ -16,6 +16,7 @@ from tests.faults.processes import (
     final_bytes,
     killed_at_last,
     listing,
+    preloaded,
     wait_until,
 )
 
@@ -175,11 +176,10 @@ def _files(workdir: Path, step: int) -> list[Path]:
 
 def _library_of_bad_sectors(folder: Path) -> Path:
     """Has reads of the file $BAD fail, as those of a bad sector do."""
-    if not shutil.which("gcc"):
-        raise Skipped("there is no gcc to make a disk with bad sectors")
-    source, library = folder / "bad.c", folder / "bad.so"
-    source.write_text(
-        "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <errno.h>\n#include <stdlib.h>\n"
+    return preloaded(
+        folder,
+        "bad",
+        "#include <errno.h>\n#include <stdlib.h>\n"
         "#include <sys/stat.h>\n#include <unistd.h>\n"
         'static int bad(int fd) { struct stat a, b; char *p = getenv("BAD");'
         " return p && !stat(p, &a) && !fstat(fd, &b) && a.st_ino == b.st_ino; }\n"
@@ -188,10 +188,8 @@ def _library_of_bad_sectors(folder: Path) -> Path:
         '  return ((ssize_t (*)(int, void *, size_t))dlsym(RTLD_NEXT, "read"))(fd, b, n); }\n'
         "ssize_t pread64(int fd, void *b, size_t n, off64_t o) { FAIL(fd)\n"
         "  return ((ssize_t (*)(int, void *, size_t, off64_t))"
-        'dlsym(RTLD_NEXT, "pread64"))(fd, b, n, o); }\n'
+        'dlsym(RTLD_NEXT, "pread64"))(fd, b, n, o); }\n',
     )
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    return library
 
 
 def _names(workdir: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 import random
 import re
-import shutil
 import signal
 import statistics
 import subprocess
@@ -13,10 +12,10 @@ from tests.faults.processes import (
     FATAL,
     Bench,
     Outcome,
-    Skipped,
     final_bytes,
     killed_at_last,
     listing,
+    preloaded,
     steps,
     wait_until,
 )
@@ -111,11 +110,10 @@ def clocks(bench: Bench, rng: random.Random, count: int) -> Outcome:
 
 
 def clock_library(folder: Path) -> Path:
-    if not shutil.which("gcc"):
-        raise Skipped("there is no gcc to make a clock that jumps")
-    source, library = folder / "clock.c", folder / "clock.so"
-    source.write_text(
-        "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <stdlib.h>\n#include <time.h>\n"
+    return preloaded(
+        folder,
+        "clock",
+        "#include <stdlib.h>\n#include <time.h>\n"
         "#include <unistd.h>\n#include <sys/time.h>\n"
         'static int ahead(void) { char *p = getenv("AHEAD");'
         " return p && access(p, F_OK) == 0 ? 3600 : 0; }\n"
@@ -127,10 +125,8 @@ def clock_library(folder: Path) -> Path:
         "  struct timespec s; clock_gettime(CLOCK_REALTIME, &s);\n"
         "  t->tv_sec = s.tv_sec; t->tv_usec = s.tv_nsec / 1000; return 0; }\n"
         "time_t time(time_t *t) { struct timespec s; clock_gettime(CLOCK_REALTIME, &s);"
-        " if (t) *t = s.tv_sec; return s.tv_sec; }\n"
+        " if (t) *t = s.tv_sec; return s.tv_sec; }\n",
     )
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    return library
 
 
 def endurance(bench: Bench, rng: random.Random, seconds: int) -> Outcome:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -144,6 +145,16 @@ def listing(workdir: Path) -> tuple[int, list[str], str]:
         text=True,
     )
     return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def preloaded(folder: Path, name: str, source: str) -> Path:
+    """A library for LD_PRELOAD, made of C `source`, whose functions stand before the system's."""
+    if not shutil.which("gcc"):
+        raise Skipped(f"there is no gcc to make {name}.so")
+    code, library = folder / f"{name}.c", folder / f"{name}.so"
+    code.write_text(f"#define _GNU_SOURCE\n#include <dlfcn.h>\n{source}")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, code, "-ldl"], check=True)
+    return library
 
 
 def steps(workdir: Path) -> list[int]:
