@@ -127,12 +127,8 @@ def _files(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:  # that of a read, as of a bad sector, does not name the file
-        error.filename = error.filename or str(path)
-        raise
+    with files.opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:

@@ -8,8 +8,9 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from cifar_jax.errors import UsageError
 
@@ -42,6 +43,18 @@ def resolve(text: str | os.PathLike[str], what: str) -> Path:
         raise UsageError(
             f"{what}={text}: there is no such home folder. Set $HOME, or name the whole path."
         ) from error
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file to read from. An OSError names it, also where a read fails after it was opened, as
+    at a bad sector: the system's own does not then."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 # -- writing -------------------------------------------------------------------------------------
@@ -124,7 +137,7 @@ def lock(handle: int, path: Path, *, wait: bool = True) -> None:
 
 def read_json(path: Path) -> Any:
     """The JSON in the file `path`. Raises OSError where it cannot be read, and as `parse_json`."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")

@@ -68,6 +68,13 @@ def test_a_planted_link_is_not_followed(tmp_path):
     assert (tmp_path / "precious").read_text() == "mine"
 
 
+def test_a_read_that_fails_names_the_file(tmp_path):
+    (tmp_path / "x").write_text("1")
+    with pytest.raises(OSError) as caught, files.opened(tmp_path / "x"):
+        raise OSError(errno.EIO, "Input/output error")  # as a read does
+    assert caught.value.filename == str(tmp_path / "x")
+
+
 def test_locks_hold_and_their_absence_is_said_once(tmp_path, monkeypatch, capsys):
     path = tmp_path / "lock"
     with path.open("w") as one, path.open("w") as two:
