@@ -9,8 +9,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from cifar_jax.errors import UsageError
 
@@ -46,7 +47,7 @@ def resolve(text: str | os.PathLike[str], what: str) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BufferedReader]:
     """The file to read from. An OSError names it, also where a read fails after it was opened, as
     at a bad sector: the system's own does not then."""
     try:
