@@ -84,7 +84,7 @@ def main() -> int:
         return 0
     debug = any(arg.lower() in ("debug", "debug=true", "debug=1") for arg in asked)
     runtime.start(debug)
-    return errors.exit_code(lambda: run(sys.argv), debug)
+    return errors.exit_code(lambda: signals.until_left(lambda: run(sys.argv)), debug)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 NUMBERS = tuple(
     getattr(signal, name)
@@ -42,13 +42,18 @@ class _Listener:
         self.listening = False
         self.said = threading.Event()  # the line about the first signal
         self.grace = 0.0  # 0: the main thread is importing, and would lose an exception
+        self.left: Left | None = None  # raised by now
         self.saving: Callable[[], bool] | None = None  # whether there is something to save
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Within the main thread, between two of its instructions."""
         self.said.wait(1.0)
         if self.grace and not (self.saving and self.saving()):
-            raise Left(number)
+            self.leave_by_exception(number)
+
+    def leave_by_exception(self, number: int) -> NoReturn:
+        self.left = Left(number)
+        raise self.left
 
     def follow(self, wakeup: socket.socket) -> None:
         first, leave_at = 0, float("inf")
@@ -105,6 +110,17 @@ def unwind() -> None:
     _listener.grace = _GRACE_SECONDS
 
 
+def until_left(program: Callable[[], None]) -> None:
+    """Runs `program`. Once `Left` was raised in it, it ends in `Left`: an exception in the middle
+    of whatever it was doing may come out as another error, as of a file that is not open yet."""
+    try:
+        program()
+    except BaseException as error:
+        if _listener.left and error is not _listener.left:
+            raise _listener.left from error
+        raise
+
+
 def leave(code: int) -> None:
     """Ends the process here and now, without the end of the interpreter, in which threads of XLA
     may crash. What is written to the streams is passed on."""
@@ -153,7 +169,7 @@ class Stop:
         if _listener.listening:
             _listener.said.wait(1.0)
         if _listener.listening and not self.unsaved and self.signal is None:
-            raise Left(number)
+            _listener.leave_by_exception(number)
         self.signal = number
         if not _listener.listening:
             self._restore()

@@ -27,6 +27,15 @@ if mode == "collecting":  # where an exception would be dropped
     import gc
     gc.callbacks.append(lambda *_: [ready(), [time.sleep(0.01) for _ in range(3000)]])
     gc.collect()
+if mode == "replaced":
+    from cifar_jax import errors
+    def program():
+        try:
+            ready()
+            [time.sleep(0.01) for _ in range(3000)]
+        except BaseException:
+            raise errors.UserError("Cannot write: Bad file descriptor.")
+    signals.leave(errors.exit_code(lambda: signals.until_left(program)))
 if mode == "unwinding":
     try:
         ready()
@@ -84,6 +93,13 @@ def test_where_nothing_is_unsaved_it_leaves(start, mode):
         assert (error, process.returncode) == ("", 143)
     if mode == "unwinding":
         assert out == "closed\n"  # by an exception
+
+
+def test_an_error_that_a_signal_has_made_is_the_signal(start):
+    process = start("replaced")
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=20)
+    assert (error, process.returncode) == ("Stopped by SIGTERM.\n", 143)
 
 
 def test_the_second_leaves_at_once(start):

@@ -98,7 +98,7 @@ def _source_fields() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    return errors.exit_code(lambda: prepare(*_parse(argv)))
+    return errors.exit_code(lambda: signals.until_left(lambda: prepare(*_parse(argv))))
 
 
 if __name__ == "__main__":
