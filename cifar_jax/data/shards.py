@@ -4,14 +4,16 @@
     FOLDER/train/train-00000-of-00004.array_record
 
 A record is the label, int32 in little endian, and the image's bytes, uint8 [H, W, C]. shards.json
-has the format's version, the shape, the class names, and the images and bytes of each file. The
-files carry a checksum of every record, so that a damaged one is found when it is read.
+has the format's version, the shape, the class names, and of each file the images, the bytes and a
+checksum of its ends, so that one of another place or folder is found when it is opened. The files
+carry a checksum of every record, so that a damaged one is found when it is read.
 """
 
 import contextlib
 import itertools
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,11 +24,12 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from cifar_jax import files
 from cifar_jax.errors import UserError, reason
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "shards.json"
 _SUFFIX = ".array_record"
 _MAX_SIDE, _MAX_BYTES = 1 << 14, 1 << 50  # of an image, in pixels; of a file
 _LABEL_BYTES = 4
+_OF_A_FILE = ("images", "bytes", "ends")  # ends: see `_ends`
 _REPORT_EVERY = 1_000  # images
 _LOAD_IMAGES = 10_000  # at once: records and their images lie in memory side by side
 # A record by itself, as no read wants its neighbours; pictures hardly shrink.
@@ -50,6 +53,7 @@ class Shards:
         self._paths = [folder / name for name in manifest["files"]]
         counts = [file["images"] for file in manifest["files"].values()]
         self._starts = np.cumsum([0, *counts])  # of each file's images, and their end
+        self._ends = [file["ends"] for file in manifest["files"].values()]
         self._readers: list[Any] = [None] * len(self._paths)
         for path, file in zip(self._paths, manifest["files"].values(), strict=True):
             _check_size(path, file["bytes"])
@@ -94,9 +98,11 @@ class Shards:
 
     def _open_file(self, number: int) -> Any:
         path, expected = self._paths[number], int(np.diff(self._starts)[number])
-        reader = ArrayRecordReader(str(path), _READ, file_reader_buffer_size=_BUFFER_BYTES)
+        reader = _reader(path)
         if reader.num_records() != expected:
             raise ValueError(f"it has {reader.num_records():,} records and not {expected:,}")
+        if _ends(reader) != self._ends[number]:
+            raise ValueError(f"it is another file than {MANIFEST} describes")
         return reader
 
     def _read_file(self, number: int, places: np.ndarray) -> list[bytes]:
@@ -113,6 +119,16 @@ class Shards:
         return records
 
 
+def _reader(path: Path) -> Any:
+    return ArrayRecordReader(str(path), _READ, file_reader_buffer_size=_BUFFER_BYTES)
+
+
+def _ends(reader: Any) -> int:
+    """The CRC-32 of the first and the last record: those of all would be the whole file."""
+    count = reader.num_records()
+    return zlib.crc32(b"".join(reader.read([0, count - 1]))) if count else 0
+
+
 def open(folder: Path, split: str) -> Shards:
     """The split 'train' or 'test' of a folder that `prepare` wrote; raises as `Shards` does."""
     return Shards(folder / split)
@@ -127,7 +143,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             raise _damaged(path, f"it is of format {found!r}", f"format {FORMAT}")
         height, width, channels = (_number(n, 1, _MAX_SIDE) for n in manifest["shape"])
         described = {
-            _plain(name): {key: _number(file[key], 0, _MAX_BYTES) for key in ("images", "bytes")}
+            _plain(name): {key: _number(file[key], 0, _MAX_BYTES) for key in _OF_A_FILE}
             for name, file in manifest["files"].items()
         }
         names = tuple(map(_text, manifest["class_names"]))
@@ -217,7 +233,11 @@ def write(
             path = part / f"{split}-{number:05}-of-{len(bounds) - 1:05}{_SUFFIX}"
             for done in _write_file(path, itertools.islice(coming, int(end - start))):
                 progress(int(start) + done, len(examples))
-            written[path.name] = {"images": int(end - start), "bytes": path.stat().st_size}
+            written[path.name] = {
+                "images": int(end - start),
+                "bytes": path.stat().st_size,
+                "ends": _ends(_reader(path)),
+            }
         manifest = {
             "format": FORMAT,
             "shape": examples.shape,

@@ -7,7 +7,10 @@ import hashlib
 import http.server
 import io
 import os
+import signal
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -22,6 +25,7 @@ import pytest
 from cifar_jax.data import download
 from cifar_jax.data.download import Archive, ensure
 from cifar_jax.errors import UserError
+from tests.conftest import ROOT
 
 CONTENT = bytes(range(256)) * 256  # 64 KiB in the archive's one file
 
@@ -446,3 +450,39 @@ def test_archives_of_a_stranger(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
         path.unlink()
         assert listing(tmp_path) == []
+
+
+DOWNLOAD = """
+import os, signal, sys, tarfile
+from pathlib import Path
+from cifar_jax.data import download
+url, size, digest, folder, fault = sys.argv[1:]
+if fault == "unpacking":
+    extract = tarfile.TarFile.extractall
+    def killed(tar, path, **options):
+        extract(tar, path, filter="data")
+        os.kill(os.getpid(), signal.SIGKILL)
+    tarfile.TarFile.extractall = killed
+elif fault == "receiving":
+    download.CHUNK_BYTES = 16
+    read = download._read
+    def killed(response, chunks=[]):
+        chunks.append(1)
+        return os.kill(os.getpid(), signal.SIGKILL) if len(chunks) > 5 else read(response)
+    download._read = killed
+download.ensure(download.Archive(url, int(size), digest, "batches"), Path(folder))
+"""
+
+
+@pytest.mark.parametrize(("fault", "left"), [("receiving", ".part"), ("unpacking", ".batches-")])
+def test_a_kill_at_any_point_costs_nothing(
+    archive: Archive, server: Server, tmp_path: Path, fault: str, left: str
+) -> None:
+    command = [sys.executable, "-c", DOWNLOAD, archive.url, str(archive.size), archive.sha256]
+    killed = subprocess.run([*command, str(tmp_path), fault], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert any(left in name for name in listing(tmp_path))
+    assert not (tmp_path / "batches").exists()
+    again = subprocess.run([*command, str(tmp_path), ""], cwd=ROOT, capture_output=True)
+    assert again.returncode == 0, again.stderr
+    check_complete(tmp_path)

@@ -105,11 +105,11 @@ def describe(folder, change):
         lambda m: m.update(shape=None),
         lambda m: m.update(class_names=[1, 2]),
         lambda m: m.update(files=[]),
-        lambda m: m["files"].update({"../x": {"images": 1, "bytes": 1}}),
-        lambda m: m["files"].update({"/etc/passwd": {"images": 1, "bytes": 1}}),
-        lambda m: m["files"].update({"..": {"images": 1, "bytes": 1}}),
-        lambda m: m["files"].update(x={"images": -1, "bytes": 1}),
-        lambda m: m["files"].update(x={"images": 1.5, "bytes": 1}),
+        lambda m: m["files"].update({"../x": {"images": 1, "bytes": 1, "ends": 1}}),
+        lambda m: m["files"].update({"/etc/passwd": {"images": 1, "bytes": 1, "ends": 1}}),
+        lambda m: m["files"].update({"..": {"images": 1, "bytes": 1, "ends": 1}}),
+        lambda m: m["files"].update(x={"images": -1, "bytes": 1, "ends": 1}),
+        lambda m: m["files"].update(x={"images": 1.5, "bytes": 1, "ends": 1}),
     ],
 )
 def test_a_description_of_a_stranger_is_refused_in_a_line(folder, tmp_path, change):
@@ -130,6 +130,20 @@ def test_fewer_images_than_records_and_labels_beyond_the_classes(folder, tmp_pat
     describe(copy, lambda m: m.update(class_names=["a", "b"]))
     with pytest.raises(UserError, match=r"image \d+ has the label \d, expected 0 to 1"):
         shards.open(copy, "train").read(np.arange(40))
+
+
+def test_exchanged_files_are_found(data, tmp_path):
+    split = sources.Split(*data, NAMES)
+    shards.write(tmp_path, "train", split, num_shards=2)
+    one, other = sorted((tmp_path / "train").glob("*.array_record"))
+    assert one.stat().st_size == other.stat().st_size
+    one.rename(tmp_path / "x")
+    other.rename(one)
+    (tmp_path / "x").rename(other)
+    found = shards.open(tmp_path, "train")
+    for image in (0, len(found) - 1):
+        with pytest.raises(UserError, match="it is another file than shards.json describes"):
+            found.read(np.array([image]))
 
 
 def test_progress_goes_up_to_the_end(monkeypatch, data, tmp_path):
@@ -205,9 +219,9 @@ def test_other_content_of_the_same_size_is_found_when_it_is_read(tmp_path, folde
     [
         (None, "there is no such file"),
         ("{", "it is no description of shards"),
-        ('{"format": 1}', "it is no description of shards"),
+        ('{"format": 2}', "it is no description of shards"),
         ("[]", "it is no description of shards"),
-        ('{"format": 9}', "it is of format 9, expected format 1"),
+        ('{"format": 9}', "it is of format 9, expected format 2"),
     ],
 )
 def test_a_manifest_that_is_none(folder, content, expected):

@@ -43,7 +43,7 @@ def _attacks(folder: Path, rng: random.Random) -> list[Callable[[], str]]:
         "format": shards.FORMAT,
         "shape": [32, 32, 3],
         "class_names": ["a", "b"],
-        "files": {"train-0.array_record": {"images": 2, "bytes": 64}},
+        "files": {"train-0.array_record": {"images": 2, "bytes": 64, "ends": 0}},
     }
     sealed = folder / "7"
     sealed.mkdir()
