@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cifar_jax import signals, streams
+from cifar_jax.loop import signals
+from cifar_jax.telemetry import streams
 
 if __name__ == "__main__":  # from here on no signal is lost, however long the imports take
     streams.protect()
@@ -13,7 +14,8 @@ if __name__ == "__main__":  # from here on no signal is lost, however long the i
 
 from absl import flags
 
-from cifar_jax import __version__, errors, files, runtime
+from cifar_jax import __version__, errors, files
+from cifar_jax.devices import runtime
 from cifar_jax.errors import UsageError
 
 DEFAULT_CONFIG = str(Path(__file__).with_name("configs") / "default.py")
@@ -35,10 +37,11 @@ FLAGS = flags.FLAGS
 
 def run(argv: list[str]) -> None:
     """Parses the flags, settles the config and dispatches by --mode."""
-    from cifar_jax import cluster
     from cifar_jax import config as config_lib
+    from cifar_jax.devices import cluster
     from cifar_jax.evaluate import Evaluator, evaluate
     from cifar_jax.train import train
+    from cifar_jax.workdir import description
 
     signals.unwind()
     config, overrides, others = config_lib.from_flags(argv, DEFAULT_CONFIG)
@@ -55,12 +58,12 @@ def run(argv: list[str]) -> None:
     default = config_lib.read_default(DEFAULT_CONFIG)
     options = {"ema": FLAGS.ema, "split": FLAGS.split, "num_examples": FLAGS.num_examples}
     if FLAGS.mode == "report":
-        from cifar_jax import report
+        from cifar_jax.report import page
 
         more = [files.resolve(other, "The workdir") for other in others]
-        print(f"The report is {report.make([workdir, *more], default, overrides)}")
+        print(f"The report is {page.make([workdir, *more], default, overrides)}")
     elif FLAGS.mode == "eval":
-        config = config_lib.load_for_eval(workdir, default, overrides, wait=not FLAGS.once)
+        config = description.load_for_eval(workdir, default, overrides, wait=not FLAGS.once)
         own = not any(name in config_lib.DATASET_FIELDS for name in overrides)
         evaluate(config, workdir, once=FLAGS.once, own_data=own, **options)
     else:

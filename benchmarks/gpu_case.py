@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from cifar_jax import runtime
+from cifar_jax.devices import runtime
 
 BLOCKS, BLOCK_SECONDS = 5, 1.0
 

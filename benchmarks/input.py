@@ -27,7 +27,7 @@ from rich.table import Table
 
 from benchmarks import report
 from benchmarks.worker import Clock
-from cifar_jax import runtime
+from cifar_jax.devices import runtime
 
 runtime.start()
 
@@ -35,8 +35,8 @@ import jax  # noqa: E402  (after the runtime)
 from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
-from cifar_jax import parallel  # noqa: E402
 from cifar_jax.data import feeds, shards, sources  # noqa: E402
+from cifar_jax.devices import replicas  # noqa: E402
 
 BATCH, NUM_IMAGES, NUM_SHARDS = 128, 20_000, 8
 DEPTH, THREADS = 16, 16  # as configs/default.py has them
@@ -55,7 +55,7 @@ class Contender:
     """A feed that is emptied as fast as it fills, `count` steps at a time."""
 
     def __init__(self, read: feeds.Read, count: int):
-        sharding = NamedSharding(parallel.make_mesh(1), P(None, parallel.AXIS))
+        sharding = NamedSharding(replicas.make_mesh(1), P(None, replicas.AXIS))
         self._feed = feeds.HostFeed(read, NUM_IMAGES, BATCH, 0, sharding, DEPTH, THREADS)
         self._step, self._count = 0, count
         self.close = self._feed.close

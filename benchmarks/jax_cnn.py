@@ -1,6 +1,6 @@
 """The task in this project: its model, optimiser, replicas. Run by `python -m benchmarks.compare`.
 
-Whoever imports this module calls `cifar_jax.runtime.start()` first, before JAX starts.
+Whoever imports this module calls `cifar_jax.devices.runtime.start()` first, before JAX starts.
 
 Variants: "bare" takes standardised images, as the other frameworks do; "program" is the step that
 `main.py` runs, from uint8 images on the device, gathered and distorted.
@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 
 from benchmarks import task
 from cifar_jax import config as config_lib
-from cifar_jax import optim, parallel, steps
+from cifar_jax import optim, steps
 from cifar_jax.data import batches as batches_lib
 from cifar_jax.data import sources
+from cifar_jax.devices import replicas
 from cifar_jax.train import compile_step
 
 _DEFAULT = Path(__file__).parent.parent / "configs" / "default.py"
@@ -37,8 +38,8 @@ def gradients(params: Any, images: jax.Array, labels: jax.Array, *, model: nn.Mo
         logits = steps.predict(model, params, images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    params = lax.pcast(params, parallel.AXIS, to="varying")
-    return lax.pmean(jax.value_and_grad(loss_fn)(params), parallel.AXIS)
+    params = lax.pcast(params, replicas.AXIS, to="varying")
+    return lax.pmean(jax.value_and_grad(loss_fn)(params), replicas.AXIS)
 
 
 def train_step(
@@ -66,11 +67,11 @@ class JaxCNN:
         schedule = optim.make_schedule(config.optim, _NUM_TRAIN / config.batch_size, _NUM_STEPS)
         self._model = model = steps.make_model(config, task.NUM_CLASSES)
         self._optimizer = steps.make_optimizer(config, schedule)
-        self._mesh = parallel.make_mesh(config.num_devices)
+        self._mesh = replicas.make_mesh(config.num_devices)
         self._first = weights
         self._batches = [tuple(map(jnp.asarray, batch)) for batch in batches]
         step = partial(train_step, config=config, model=model, optimizer=self._optimizer)
-        self._train_step = parallel.data_parallel(
+        self._train_step = replicas.data_parallel(
             step, self._mesh, sharded={1: 0, 2: 0}, donate=True
         )
         self._logits = jax.jit(partial(steps.predict, model))
@@ -80,7 +81,7 @@ class JaxCNN:
     def reset(self) -> None:
         params = jax.tree.map(jnp.array, self._first)  # copies, for the step to reuse
         state = steps.TrainState(jnp.int32(0), params, self._optimizer.init(params))
-        self._state = parallel.replicate(state, self._mesh)
+        self._state = replicas.replicate(state, self._mesh)
 
     def train(self, steps: int) -> None:
         for number in range(steps):
@@ -97,7 +98,7 @@ class JaxCNN:
     def outcome(self) -> task.Outcome:
         self.reset()
         params, (images, labels) = self._state.params, self._batches[0]
-        compiled = parallel.data_parallel(
+        compiled = replicas.data_parallel(
             partial(gradients, model=self._model), self._mesh, sharded={1: 0, 2: 0}
         )
         _, gradient = compiled(params, images, labels)
@@ -125,7 +126,7 @@ class ProgramStep:
         schedule = optim.make_schedule(config.optim, len(data) / batch_size, _NUM_STEPS)
         model = steps.make_model(config, len(data.class_names))
         optimizer = steps.make_optimizer(config, schedule)
-        mesh = parallel.make_mesh(config.num_devices)
+        mesh = replicas.make_mesh(config.num_devices)
         train = partial(
             steps.train_step,
             config=config,
@@ -134,26 +135,26 @@ class ProgramStep:
             schedule=schedule,
             mesh=mesh,
         )
-        self._first = lambda: parallel.replicate(steps.init_state(config, model, optimizer), mesh)
-        self._data = parallel.replicate((data.images, data.labels), mesh)
-        count = config.steps_per_call or parallel.steps_per_call(mesh)
+        self._first = lambda: replicas.replicate(steps.init_state(config, model, optimizer), mesh)
+        self._data = replicas.replicate((data.images, data.labels), mesh)
+        count = config.steps_per_call or replicas.steps_per_call(mesh)
         self.steps_per_call = count
-        sharding = NamedSharding(mesh, P(None, parallel.AXIS))
+        sharding = NamedSharding(mesh, P(None, replicas.AXIS))
         indices = partial(batches_lib.train_indices, config.seed)
         self._calls = [
-            (parallel.put(indices(first, count, batch_size, len(data)), sharding),)
+            (replicas.put(indices(first, count, batch_size, len(data)), sharding),)
             for first in range(0, max(1, len(data) // batch_size), count)
         ]
-        self._no_wish = parallel.wish(0, mesh)
+        self._no_wish = replicas.wish(0, mesh)
         self.reset()
         self._train = compile_step(
             train, steps.Detail.NONE, mesh, self._state, self._calls[0], self._data
         )
 
         image, label, _ = next(batches_lib.eval_batches(data, batch_size, batch_size))
-        batch = parallel.replicate({"image": image, "label": label}, mesh)
+        batch = replicas.replicate({"image": image, "label": label}, mesh)
         predict = partial(steps.predict_step, config=config, model=model)
-        compiled = parallel.data_parallel(predict, mesh, sharded={1: 0}, per_image=True)
+        compiled = replicas.data_parallel(predict, mesh, sharded={1: 0}, per_image=True)
         self._evaluate = lambda params: compiled(params, batch)
 
     def as_text(self) -> str:

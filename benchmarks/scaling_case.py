@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cifar_jax import runtime
+from cifar_jax.devices import runtime
 
 runtime.start()
 
@@ -26,7 +26,8 @@ from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from benchmarks import jax_cnn  # noqa: E402
-from cifar_jax import cluster, models, parallel  # noqa: E402
+from cifar_jax import models  # noqa: E402
+from cifar_jax.devices import cluster, replicas  # noqa: E402
 
 Run = Callable[[int], int]  # so many steps or a few more, and waits for the last; how many
 
@@ -58,13 +59,13 @@ def make_step(count: int, batch: int) -> Run:
 
 def make_all_reduce(count: int) -> Run:
     """The average over the devices of something that is as large as the gradients."""
-    mesh = parallel.make_mesh(count)
+    mesh = replicas.make_mesh(count)
     model = models.create("cnn", 10, "float32")
     params = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 24, 24, 3), np.float32))
     gradients = jax.tree.map(lambda leaf: np.ones((count, *leaf.shape), leaf.dtype), params)
-    gradients = parallel.put(gradients, NamedSharding(mesh, P(parallel.AXIS)))
-    compiled = parallel.data_parallel(
-        lambda tree: lax.pmean(tree, parallel.AXIS), mesh, sharded={0: 0}
+    gradients = replicas.put(gradients, NamedSharding(mesh, P(replicas.AXIS)))
+    compiled = replicas.data_parallel(
+        lambda tree: lax.pmean(tree, replicas.AXIS), mesh, sharded={0: 0}
     )
 
     def run(steps: int) -> int:
@@ -80,7 +81,7 @@ def timed(run: Run, steps: int) -> float:
     """Seconds of a step, the slowest process's."""
     start = time.perf_counter()
     done = run(steps)
-    return float(parallel.gather(time.perf_counter() - start).max()) / done
+    return float(replicas.gather(time.perf_counter() - start).max()) / done
 
 
 def medians(runs: dict[Any, Run], blocks: int, seconds: float) -> dict[Any, float]:

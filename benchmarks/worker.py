@@ -174,7 +174,7 @@ def installed(name: str) -> bool:
 def make(name: str, batch_size: int) -> task.Contender:
     kind = _ALL_KINDS[name]
     if kind.package == "jax":
-        from cifar_jax import runtime
+        from cifar_jax.devices import runtime
 
         runtime.start()
     return importlib.import_module(kind.module).make(kind.variant, batch_size)

@@ -13,26 +13,19 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cifar_jax import (
-    checkpoint,
-    display,
-    optim,
-    parallel,
-    pictures,
-    pytrees,
-    records,
-    steps,
-    summaries,
-)
+from cifar_jax import optim, steps
 from cifar_jax.data import batches, sources
+from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, UsageError, UserError
-from cifar_jax.predictions import (
+from cifar_jax.telemetry import display, pictures, summaries
+from cifar_jax.telemetry.predictions import (
     Predictions,
     calibration,
     class_precisions,
     confusion,
     worst_mistakes,
 )
+from cifar_jax.workdir import checkpoint, pytrees, records
 
 
 class Evaluator:
@@ -62,7 +55,7 @@ class Evaluator:
         self.model = steps.make_model(config, len(self.data.class_names))
         optimizer = steps.make_optimizer(config, optim.make_schedule(config.optim, 1.0, 1))
         self._like = jax.eval_shape(partial(steps.init_state, config, self.model, optimizer))
-        self._mesh = parallel.make_mesh(config.num_devices)
+        self._mesh = replicas.make_mesh(config.num_devices)
         self._steps = {views: self._make_step(views) for views in {1, config.eval.views}}
         self._workdir, self._own_data = workdir, own_data
         self._facts: dict[str, str | int] = {}  # what is measured, known once there is a writer
@@ -70,7 +63,7 @@ class Evaluator:
 
     def _make_step(self, views: int) -> Callable:
         step = partial(steps.predict_step, config=self._config, model=self.model, views=views)
-        return parallel.data_parallel(step, self._mesh, sharded={1: 0}, per_image=True)
+        return replicas.data_parallel(step, self._mesh, sharded={1: 0}, per_image=True)
 
     def restore(self, step: int) -> steps.TrainState:
         """Raises FileNotFoundError where the checkpoint has been deleted meanwhile."""
@@ -78,14 +71,14 @@ class Evaluator:
 
     def predict(self, params: Any, views: int = 1) -> Predictions:
         """Of the first `num_examples` images of the split, in its order."""
-        params, size = parallel.replicate(params, self._mesh), self._config.eval.batch_size
-        sharding = NamedSharding(self._mesh, P(parallel.AXIS))
+        params, size = replicas.replicate(params, self._mesh), self._config.eval.batch_size
+        sharding = NamedSharding(self._mesh, P(replicas.AXIS))
         found: list[dict[str, np.ndarray]] = []
         every = batches.eval_batches(self.data, size, self._num_examples)
         if self._progress:
             every = display.track(every, -(-self._num_examples // size), "Evaluating")
         for image, label, mask in every:
-            batch = parallel.put({"image": image, "label": label}, sharding)
+            batch = replicas.put({"image": image, "label": label}, sharding)
             batch = self._steps[views](params, batch)
             found.append({name: values[mask] for name, values in jax.device_get(batch).items()})
         labels = self.data.labels[: self._num_examples]

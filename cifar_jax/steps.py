@@ -20,8 +20,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cifar_jax import augment, models, optim, parallel
-from cifar_jax.parallel import AXIS
+from cifar_jax import models, optim
+from cifar_jax.devices import replicas
+from cifar_jax.devices.replicas import AXIS
+from cifar_jax.inputs import augment
 
 Batch = dict[str, jax.Array]  # "image" uint8 [B, H, W, C], "label" int32 [B]
 Metrics = dict[str, jax.Array]
@@ -66,7 +68,7 @@ def shardings(state: TrainState, mesh: Mesh, split_optimizer: bool) -> TrainStat
     whole = jax.tree.map(lambda _: NamedSharding(mesh, P()), state)
     if not split_optimizer:
         return whole
-    return whole.replace(opt_state=parallel.split(state.opt_state, mesh))
+    return whole.replace(opt_state=replicas.split(state.opt_state, mesh))
 
 
 def predict(model: nn.Module, params: Any, images: jax.Array, **options: bool) -> Any:
@@ -133,7 +135,7 @@ def train_step(
     """
     average = partial(average_gradients, config=config, model=model, detail=detail)
     scale = jnp.asarray(optim.loss_scale(state.opt_state))
-    gradients, metrics, shown = parallel.on_replicas(average, mesh, sharded={3: 0})(
+    gradients, metrics, shown = replicas.on_replicas(average, mesh, sharded={3: 0})(
         state.params, state.step, scale, batch
     )
 

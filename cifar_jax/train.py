@@ -18,13 +18,17 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import display, optim, overview, parallel, records, steps
+from cifar_jax import optim, steps
 from cifar_jax.data import feeds, shards, sources
+from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError, reason
-from cifar_jax.log import Log
-from cifar_jax.saver import SAVE, AfterCheckpoint, Saver
-from cifar_jax.signals import Stop
-from cifar_jax.trace import Trace
+from cifar_jax.loop.saver import SAVE, AfterCheckpoint, Saver
+from cifar_jax.loop.signals import Stop
+from cifar_jax.loop.trace import Trace
+from cifar_jax.models import overview
+from cifar_jax.telemetry import display
+from cifar_jax.telemetry.log import Log
+from cifar_jax.workdir import description, records
 
 _TELLS = {
     steps.Detail.NONE: "as such",
@@ -50,7 +54,7 @@ def train(
     returns, if anything, is shown as the last precision @ 1. Raises UserError for what a user can
     mend, Diverged where training is of no use any more, and Interrupted after a signal.
     """
-    changes = config_lib.check_same_run(config, workdir)
+    changes = description.check_same_run(config, workdir)
     data: Images = sources.open(config.data, "train")
     _check_same(data)
     if config.augment.crop_size > min(data.shape[:2]):
@@ -63,7 +67,7 @@ def train(
     model = steps.make_model(config, len(data.class_names))
     optimizer = steps.make_optimizer(config, schedule)
     state = steps.init_state(config, model, optimizer)
-    mesh = parallel.make_mesh(config.num_devices)
+    mesh = replicas.make_mesh(config.num_devices)
     step = partial(
         steps.train_step,
         config=config,
@@ -80,7 +84,7 @@ def train(
         first = int(state.step)
         bound = config.divergence.factor * _first_loss(config, new, len(data.class_names))
         record = partial(
-            config_lib.store, config, workdir, first, parallel.describe(mesh, config.num_devices)
+            description.store, config, workdir, first, replicas.describe(mesh, config.num_devices)
         )
         for change in changes:
             print(f"With another config: {change}")
@@ -97,9 +101,9 @@ def train(
         ) as log:
             crop = (config.augment.crop_size, config.augment.crop_size, data.shape[-1])
             log.describe(state.params, overview.layers(model, crop), data.class_names)
-            log.line(f"Training on {parallel.describe(mesh, config.num_devices)}.")
+            log.line(f"Training on {replicas.describe(mesh, config.num_devices)}.")
             state = jax.tree.map(
-                parallel.put, state, steps.shardings(state, mesh, config.shard_optimizer)
+                replicas.put, state, steps.shardings(state, mesh, config.shard_optimizer)
             )
             try:
                 state = _loop(config, data, state, step, mesh, num_steps, log, saver, record)
@@ -130,7 +134,7 @@ def _forget_evaluations(workdir: Path, step: int) -> None:
 def _check_same(data: Images) -> None:
     """Raises UsageError, on every process, where one has other images than process 0."""
     described = repr((len(data), data.shape, list(data.class_names)))
-    for process, known in enumerate(parallel.gather(np.uint32(zlib.crc32(described.encode())))):
+    for process, known in enumerate(replicas.gather(np.uint32(zlib.crc32(described.encode())))):
         if process == 0:
             first = known
         elif known != first:
@@ -149,18 +153,18 @@ def _feed(config: ConfigDict, data: Images, mesh: Mesh) -> tuple[feeds.Feed, tup
     place = feeds.choose(
         config.data.placement,
         needed,
-        int(parallel.gather(free).min()),
+        int(replicas.gather(free).min()),
         otherwise="stream" if config.data.shards else "host",
     )
     options = len(data), config.batch_size, config.seed
-    sharding = NamedSharding(mesh, P(None, parallel.AXIS))
+    sharding = NamedSharding(mesh, P(None, replicas.AXIS))
     if place == "stream":
         assert isinstance(data, shards.Shards)  # the config was refused without
         read: feeds.Read = data.read
     else:
         images, labels, _ = data.load()
         if place == "device":
-            return feeds.DeviceFeed(*options, sharding), parallel.replicate((images, labels), mesh)
+            return feeds.DeviceFeed(*options, sharding), replicas.replicate((images, labels), mesh)
         read = feeds.gather(images, labels)
     depth, threads = config.data.prefetch, config.data.num_threads
     return feeds.HostFeed(read, *options, sharding, depth, threads), ()
@@ -178,7 +182,7 @@ def _loop(
     record: Callable[[], None],
 ) -> steps.TrainState:
     feed, resident = _feed(config, data, mesh)
-    wanted = config.steps_per_call or parallel.steps_per_call(mesh)
+    wanted = config.steps_per_call or replicas.steps_per_call(mesh)
     full = int(min(wanted, log.shortest(), saver.shortest()))
     number = first = int(state.step)
     with (
@@ -192,7 +196,7 @@ def _loop(
         def save(number: int, state: steps.TrainState) -> None:
             log.flush()
             with log.paused():
-                if not (log.workdir / config_lib.FILE).exists():  # deleted meanwhile
+                if not (log.workdir / description.FILE).exists():  # deleted meanwhile
                     record()
                 stop.unsaved = True
                 log.saved(number, saver.save(number, state, log.healthy))
@@ -257,7 +261,7 @@ class _Call:
     def __call__(self, state: steps.TrainState, number: int, count: int, wish: int) -> Any:
         """`count` steps from `number` on: the new state, the metrics, what the first step tells."""
         log, detail = self._log, self._log.detail(number)
-        travels, wishes = self._feed.get(number, count), parallel.wish(wish, self._mesh)
+        travels, wishes = self._feed.get(number, count), replicas.wish(wish, self._mesh)
         log.fed(self._feed.take_wait(), self._feed.fill)
         if (count, detail) not in self._programs:
             log.line(
@@ -312,11 +316,11 @@ def compile_step(
 
     The program takes (state, travels, resident, wishes), the first three as they are here:
     (indices,) for the resident (images, labels), or else (images, labels) themselves, each
-    [steps, global batch, …]; and `parallel.wish`. It gives the new state, the metrics of every
+    [steps, global batch, …]; and `replicas.wish`. It gives the new state, the metrics of every
     step, [steps] each, what the first step tells, and the greatest wish.
     """
     lies = jax.tree.map(lambda array: array.sharding, state)
-    take = parallel.on_replicas(_take, mesh, sharded={1: 0}, per_image=True)
+    take = replicas.on_replicas(_take, mesh, sharded={1: 0}, per_image=True)
 
     def run(state, travels, resident, wishes):
         def one(state, travels, detail=steps.Detail.NONE):
@@ -333,7 +337,7 @@ def compile_step(
 
     whole = NamedSharding(mesh, P())
     wrapped = jax.jit(run, donate_argnums=0, out_shardings=(lies, whole, whole, whole))
-    return wrapped.lower(state, travels, resident, parallel.wish(0, mesh)).compile()
+    return wrapped.lower(state, travels, resident, replicas.wish(0, mesh)).compile()
 
 
 def _take(arrays: tuple, indices: jax.Array) -> tuple:

@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_jax import runtime
+from cifar_jax.devices import runtime
 
 runtime.start()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 
 import jax  # noqa: E402  (after the runtime)
 
 from cifar_jax import config as config_lib  # noqa: E402
-from cifar_jax import optim, parallel, steps  # noqa: E402
+from cifar_jax import optim, steps  # noqa: E402
 from cifar_jax.data import native  # noqa: E402
+from cifar_jax.devices import replicas  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 NUM_TRAIN, NUM_TEST = 90, 37  # neither a multiple of a batch
@@ -91,9 +93,9 @@ def compiled_step():
             optimizer=optimizer,
             schedule=schedule,
             detail=detail,
-            mesh=(mesh := parallel.make_mesh(devices)),
+            mesh=(mesh := replicas.make_mesh(devices)),
         )
-        state = parallel.replicate(steps.init_state(config, model, optimizer), mesh)
+        state = replicas.replicate(steps.init_state(config, model, optimizer), mesh)
         return state, jax.jit(step)
 
     return build

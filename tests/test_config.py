@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from cifar_jax import config as config_lib
 from cifar_jax.data import sources
 from cifar_jax.errors import UsageError, UserError
+from cifar_jax.workdir import description
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "configs").glob("*.py"))
@@ -42,11 +43,7 @@ def test_a_batch_by_the_device(default):
     assert default.batch_size == 96
 
 
-def paths_of(config: ConfigDict, prefix: str = "") -> list[str]:
-    return [path for path, _ in config_lib._leaves(config, prefix)]
-
-
-GROUP_OF = {"augment.py": "augment", "optim.py": "optim", "sources.py": "data"}  # passed as config
+GROUP_OF = {"inputs": "augment", "optim": "optim", "data": "data"}  # passed as config
 
 
 def fields_read(file: Path) -> set[str]:
@@ -59,14 +56,14 @@ def fields_read(file: Path) -> set[str]:
             owner = node.value
             name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
             name = name.lstrip("_")
-            group = GROUP_OF.get(file.name, "") if name == "config" else name
+            group = GROUP_OF.get(file.parent.name, "") if name == "config" else name
             found.add(f"{group}.{node.attr}".lstrip("."))
     return found
 
 
 def test_every_field_is_read_by_the_code(default):
     read = set().union(*map(fields_read, (ROOT / "cifar_jax").rglob("*.py")))
-    unread = [path for path in paths_of(default) if path not in read]
+    unread = [path for path in config_lib.flat(default) if path not in read]
     assert not unread, f"no code reads {unread}"
 
 
@@ -112,7 +109,7 @@ def test_impossible_values_are_refused(default, field, value, message):
 
 
 def test_a_batch_must_divide_over_the_devices(default, monkeypatch):
-    monkeypatch.setattr(config_lib.parallel, "num_devices", lambda wanted: 3)
+    monkeypatch.setattr(config_lib.replicas, "num_devices", lambda wanted: 3)
     with pytest.raises(UsageError, match="batch_size = 128 is not divisible by 3 devices"):
         config_lib.validate(default)
 
@@ -144,64 +141,64 @@ def test_length_in_steps(default):
 
 
 def test_stored_config_says_where_it_comes_from(default, tmp_path):
-    config_lib.store(default, tmp_path / "run", 0, "1 CPU device")
+    description.store(default, tmp_path / "run", 0, "1 CPU device")
     record = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert set(record["versions"]) == {"python", *config_lib.LIBRARIES}
+    assert set(record["versions"]) == {"python", *description.LIBRARIES}
     assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", record["git_commit"])
     default.data.dir = str(sources.data_dir(default.data))
-    assert config_lib.load(tmp_path / "run").to_dict() == default.to_dict()
+    assert description.load(tmp_path / "run").to_dict() == default.to_dict()
 
 
 def test_evaluation_needs_the_workdir_alone(default, tmp_path):
     fresh = default.copy_and_resolve_references()
     default.optim.momentum = 0.5
-    config_lib.store(default, tmp_path, 0, "1 CPU device")
+    description.store(default, tmp_path, 0, "1 CPU device")
     overrides = {"data.dir": "/elsewhere"}
-    config = config_lib.load_for_eval(tmp_path, fresh, overrides, wait=False)
+    config = description.load_for_eval(tmp_path, fresh, overrides, wait=False)
     assert config.optim.momentum == 0.5
     assert config.data.dir == "/elsewhere"
 
 
 def test_a_config_stored_before_a_field_existed_takes_its_default(default, tmp_path):
-    config_lib.store(default, tmp_path, 0, "1 CPU device")
+    description.store(default, tmp_path, 0, "1 CPU device")
     path = tmp_path / "config.json"
     record = json.loads(path.read_text())
     del record["config"]["augment"]["random_order"]
     path.write_text(json.dumps(record))
-    config = config_lib.load_for_eval(tmp_path, default, {}, wait=False)
+    config = description.load_for_eval(tmp_path, default, {}, wait=False)
     assert config.augment.random_order is False
 
 
 def test_a_stored_config_with_a_field_of_another_type(default, tmp_path):
-    config_lib.store(default, tmp_path, 0, "1 CPU device")
+    description.store(default, tmp_path, 0, "1 CPU device")
     path = tmp_path / "config.json"
     for damage in ('"batch_size": "many"', '"augment": 3'):
         record = json.loads(path.read_text())
         record["config"].update(json.loads("{" + damage + "}"))
         path.write_text(json.dumps(record))
         with pytest.raises(UserError, match="config.json"):
-            config_lib.load_for_eval(tmp_path, default, {}, wait=False)
+            description.load_for_eval(tmp_path, default, {}, wait=False)
 
 
 def test_a_workdir_without_config_or_with_a_damaged_one(default, tmp_path):
     with pytest.raises(UserError, match="has no config.json: nothing was trained there"):
-        config_lib.load_for_eval(tmp_path, default, {}, wait=False)
+        description.load_for_eval(tmp_path, default, {}, wait=False)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not a config of cifar_jax"):
-        config_lib.load(tmp_path)
+        description.load(tmp_path)
 
 
 def test_a_resume_accepts_another_length_and_refuses_another_run(default, tmp_path):
-    assert config_lib.check_same_run(default, tmp_path) == []
-    config_lib.store(default, tmp_path, 0, "1 CPU device")
+    assert description.check_same_run(default, tmp_path) == []
+    description.store(default, tmp_path, 0, "1 CPU device")
     default.num_steps = 5
     default.optim.learning_rate = 0.05
     default.data.dir = "/elsewhere"  # the same images, in another place: not worth a word
-    assert config_lib.check_same_run(default, tmp_path) == [
+    assert description.check_same_run(default, tmp_path) == [
         "num_steps was 0, is 5",
         "optim.learning_rate was 0.1, is 0.05",
     ]
     default.data.source = "synthetic"
     default.seed = 1
     with pytest.raises(UsageError, match="data.source is 'cifar10' there, 'synthetic' now"):
-        config_lib.check_same_run(default, tmp_path)
+        description.check_same_run(default, tmp_path)

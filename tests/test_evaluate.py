@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import augment, checkpoint, evaluate, optim, pytrees, steps, train
-from cifar_jax import config as config_lib
+from cifar_jax import evaluate, optim, steps, train
 from cifar_jax.data import native, sources
 from cifar_jax.errors import Diverged, UsageError, UserError
+from cifar_jax.inputs import augment
+from cifar_jax.workdir import checkpoint, description, pytrees
 from tests.conftest import NUM_TEST, NUM_TRAIN, random_images
 from tests.test_summaries import values
 
@@ -141,7 +142,7 @@ def test_following_waits_for_the_first_checkpoint_and_sees_new_ones(
 ):
     full = trained(config, tmp_path / "full")
     workdir = tmp_path / "growing"
-    config_lib.store(config, workdir, 0, "1 CPU device")
+    description.store(config, workdir, 0, "1 CPU device")
     (workdir / "checkpoints").mkdir()
     follower = threading.Thread(target=evaluate.evaluate, args=(config, workdir))
     follower.start()

@@ -7,76 +7,25 @@ import sys
 from tests.conftest import ROOT
 
 PACKAGE = "cifar_jax"
-LOOPS = {"train", "evaluate"}
-ALLOWED = {  # beside `errors` and `files`, which all may use
+EVERYWHERE = {"errors", "files"}
+ROOMS = {  # what each may import beside `EVERYWHERE` and itself
     "errors": set(),
     "files": set(),
-    "runtime": set(),
-    "augment": set(),
-    "parallel": set(),
-    "muon": set(),
-    "optim": {"muon"},
-    "checkpoint": set(),
-    "records": set(),
-    "predictions": set(),
-    "pictures": set(),
-    "overview": set(),
-    "display": set(),
-    "summaries": {"records"},
+    "devices": set(),
+    "optim": set(),
+    "inputs": set(),
     "ops": set(),
     "models": {"ops"},
-    "data": {"parallel", "signals", "streams"},
-    "config": {"augment", "models", "optim", "parallel", "data"},
-    "steps": {"augment", "models", "optim", "parallel"},
-    "log": {"config", "display", "overview", "pictures", "records", "steps", "summaries"},
-    "signals": set(),
-    "streams": set(),
-    "pytrees": {"checkpoint"},
-    "saver": {"checkpoint", "optim", "parallel", "pytrees", "steps"},
-    "trace": {"log", "steps"},
-    "train": {"data", "steps", "parallel", "config", "optim"}
-    | {"log", "display", "overview", "records", "saver", "signals", "trace"},
-    "evaluate": {"data", "steps", "checkpoint", "parallel", "optim", "pytrees"}
-    | {"display", "pictures", "predictions", "records", "summaries"},
-    "plots": {"display", "overview", "predictions"},
-    "history": {"records"},
-    "charts": {"history", "plots"},
-    "report": {
-        "charts",
-        "history",
-        "config",
-        "evaluate",
-        "overview",
-        "optim",
-        "pictures",
-        "plots",
-        "predictions",
-    }
-    | {"checkpoint", "data", "records"},
-    "cluster": {"config", "parallel"},
-    "main": {
-        "__version__",
-        "runtime",
-        "signals",
-        "streams",
-        "cluster",
-        "config",
-        "train",
-        "evaluate",
-        "report",
-    },
+    "data": {"devices"},
+    "steps": {"inputs", "models", "optim", "devices"},
+    "config": {"data", "inputs", "models", "optim", "devices"},
+    "workdir": {"config", "data"},
+    "telemetry": {"workdir", "config", "steps", "models"},
+    "loop": {"telemetry", "workdir", "steps", "optim", "devices"},
 }
-WITHIN_DATA = {
-    "native": set(),
-    "synthetic": set(),
-    "download": set(),
-    "tfds": {"download"},
-    "sources": {"native", "synthetic", "download", "tfds", "shards"},
-    "batches": {"sources"},
-    "feeds": {"batches"},
-    "shards": set(),
-    "prepare": {"shards", "sources"},
-}
+ALL = set(ROOMS)
+ROOMS |= {"train": ALL, "evaluate": ALL - {"loop"}, "report": ALL - {"loop"} | {"evaluate"}}
+PROGRAMS = {"main", "data/prepare", "workdir/__main__"}  # start what they need
 
 
 def imported(path):
@@ -89,18 +38,14 @@ def imported(path):
 
 
 def test_imports_point_one_way():
-    files = [*(ROOT / PACKAGE).rglob("*.py"), ROOT / "main.py"]
-    for path in files:
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        room = parts[1] if parts[0] == PACKAGE else parts[0]
-        if room == "__init__":
+    for path in [*(ROOT / PACKAGE).rglob("*.py"), ROOT / "main.py"]:
+        module = str(path.relative_to(ROOT).with_suffix("")).removeprefix(f"{PACKAGE}/")
+        room = module.split("/")[0]
+        if module in PROGRAMS or module == "__init__":
             continue
         for name in imported(path):
             target = name.split(".")[1]
-            assert target in {room, "errors", "files"} | ALLOWED[room], f"{path} imports {name}"
-            if room == target == "data" and parts[-1] != "__init__":
-                inner = name.split(".")[2]
-                assert inner in WITHIN_DATA[parts[-1]], f"{path} imports {name}"
+            assert target in EVERYWHERE | {room} | ROOMS[room], f"{path} imports {name}"
 
 
 def run(code):

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cifar_jax import checkpoint, files
-from cifar_jax import config as config_lib
+from cifar_jax import files
 from cifar_jax.data import download, native, shards
 from cifar_jax.errors import UserError
+from cifar_jax.workdir import checkpoint, description
 
 ANY = settings(
     max_examples=60,
@@ -94,9 +94,9 @@ def test_status(inside, content):
 @ANY
 @given(CONTENT | known_keys(config=JSON, changes=JSON, versions=JSON))
 def test_configs(inside, content):
-    (inside / config_lib.FILE).write_bytes(content)
-    calm(config_lib.load, inside)
-    assert isinstance(config_lib._changes(inside / config_lib.FILE, {"config": {}}, 3), list)
+    (inside / description.FILE).write_bytes(content)
+    calm(description.load, inside)
+    assert isinstance(description._changes(inside / description.FILE, {"config": {}}, 3), list)
 
 
 @ANY

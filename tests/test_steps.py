@@ -9,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from cifar_jax import augment, optim, parallel, steps
 from cifar_jax import config as config_lib
+from cifar_jax import optim, steps
+from cifar_jax.devices import replicas
+from cifar_jax.inputs import augment
 from tests.conftest import ROOT, random_images
 
 
@@ -85,7 +87,7 @@ def test_smoothed_labels():
 
 def test_distortions_differ_between_images_and_steps(config, batch):
     """Sixteen times one image: sixteen pictures, and others in the next step."""
-    mesh = parallel.make_mesh(1)
+    mesh = replicas.make_mesh(1)
 
     def distorted(step, images):
         keys = steps.image_keys(0, step, len(images))
@@ -95,8 +97,8 @@ def test_distortions_differ_between_images_and_steps(config, batch):
         jax.shard_map(
             distorted,
             mesh=mesh,
-            in_specs=(parallel.P(), parallel.P(parallel.AXIS)),
-            out_specs=parallel.P(parallel.AXIS),
+            in_specs=(replicas.P(), replicas.P(replicas.AXIS)),
+            out_specs=replicas.P(replicas.AXIS),
         )
     )
     same = jnp.broadcast_to(batch["image"][:1], batch["image"].shape)
@@ -145,7 +147,7 @@ def test_predict_step_names_the_most_probable(config, batch):
     model = steps.make_model(config, 10)
     state = steps.init_state(config, model, steps.make_optimizer(config, lambda _: 0.1))
     step = partial(steps.predict_step, config=config, model=model)
-    found = parallel.data_parallel(step, parallel.make_mesh(1), sharded={1: 0}, per_image=True)(
+    found = replicas.data_parallel(step, replicas.make_mesh(1), sharded={1: 0}, per_image=True)(
         state.params, batch
     )
     images = augment.central_crop(batch["image"], 24)

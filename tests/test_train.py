@@ -14,11 +14,13 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import checkpoint, display, pytrees, records, saver, steps, train
-from cifar_jax import config as config_lib
-from cifar_jax import log as log_lib
+from cifar_jax import steps, train
 from cifar_jax.data import shards, sources
 from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError
+from cifar_jax.loop import saver
+from cifar_jax.telemetry import display
+from cifar_jax.telemetry import log as log_lib
+from cifar_jax.workdir import checkpoint, description, pytrees, records
 from tests.test_summaries import values
 
 
@@ -249,7 +251,7 @@ def test_images_give_the_same_bytes_wherever_they_are(config, tmp_path, uninterr
     shards.write(tmp_path / "shards", "train", data, num_shards=3)
     config.data.update(placement=placement, shards=str(tmp_path / "shards"), num_threads=2)
     assert state_bytes(train.train(config, tmp_path / "run")) == expected
-    stored = config_lib.load(tmp_path / "run")
+    stored = description.load(tmp_path / "run")
     assert stored.data.shards == str(tmp_path / "shards")
     config.data.update(placement="device", shards="")  # a resume may have them elsewhere
     train.train(config, tmp_path / "run")

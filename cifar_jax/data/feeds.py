@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from cifar_jax import parallel
 from cifar_jax.data import batches
+from cifar_jax.devices import replicas
 
 PLACEMENTS = ("auto", "device", "host", "stream")
 _ROOM = 1.5  # what must be free for each byte of images to keep them on the device: steps need some
@@ -94,7 +94,7 @@ class DeviceFeed:
         start = time.monotonic()
         index = batches.train_indices(self._seed, step, count, self._batch_size, self._num_images)
         self._waited += time.monotonic() - start
-        return (parallel.put(index, self._sharding),)
+        return (replicas.put(index, self._sharding),)
 
     def take_wait(self) -> float:
         waited, self._waited = self._waited, 0.0

@@ -18,9 +18,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
-from cifar_jax import errors, files, signals, streams
+from cifar_jax import errors, files
 from cifar_jax.data import shards, sources
 from cifar_jax.errors import UsageError, unknown
+from cifar_jax.loop import signals
+from cifar_jax.telemetry import streams
 
 _DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
 

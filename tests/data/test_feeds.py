@@ -14,8 +14,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cifar_jax import parallel
 from cifar_jax.data import batches, feeds, shards, sources
+from cifar_jax.devices import replicas
 from tests.conftest import NAMES, ROOT, random_images
 
 NUM_IMAGES, BATCH, SEED = 90, 16, 5
@@ -50,7 +50,7 @@ def reads(data, tmp_path_factory):
 @pytest.fixture
 def feed():
     """Makes feeds that end with the test."""
-    sharding = NamedSharding(parallel.make_mesh(1), P(None, parallel.AXIS))
+    sharding = NamedSharding(replicas.make_mesh(1), P(None, replicas.AXIS))
     with contextlib.ExitStack() as stack:
 
         def make(read, depth=3, threads=2):
@@ -71,7 +71,7 @@ def until(condition):
 @pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("name", ["array", "memmap", "stream"])
 def test_all_placements_give_the_same_batches(data, reads, feed, name, calls):
-    sharding = NamedSharding(parallel.make_mesh(1), P(None, parallel.AXIS))
+    sharding = NamedSharding(replicas.make_mesh(1), P(None, replicas.AXIS))
     resident = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED, sharding)
     host = feed(reads[name])
     for step, count in calls:
@@ -137,7 +137,7 @@ def test_it_reads_ahead_of_the_calls_and_no_further(data, feed):
 
 def test_the_arrays_are_sharded_over_the_devices_by_image(reads, feed):
     images, labels = feed(reads["array"]).get(0, 2)
-    wanted = NamedSharding(parallel.make_mesh(1), P(None, parallel.AXIS))
+    wanted = NamedSharding(replicas.make_mesh(1), P(None, replicas.AXIS))
     assert isinstance(images, jax.Array)
     assert images.sharding == labels.sharding == wanted
 
@@ -146,14 +146,14 @@ PROCESS = """
 import sys, jax, numpy as np
 jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
 from jax.sharding import NamedSharding, PartitionSpec as P
-from cifar_jax import parallel
+from cifar_jax.devices import replicas
 from cifar_jax.data import batches, feeds
 data = np.arange(90 * 4, dtype=np.uint8).reshape(90, 2, 2, 1), np.arange(90, dtype=np.int32)
 sizes = []
 def read(indices):
     sizes.append(len(indices))
     return feeds.gather(*data)(indices)
-sharding = NamedSharding(parallel.make_mesh(0), P(None, parallel.AXIS))
+sharding = NamedSharding(replicas.make_mesh(0), P(None, replicas.AXIS))
 feed = feeds.HostFeed(read, 90, 16, 5, sharding, depth=2, threads=1)
 for array, source in zip(feed.get(3, 2), data, strict=True):
     assert array.shape == (2, 16, *source.shape[1:])
@@ -200,7 +200,7 @@ def test_waiting_is_counted_once(data, feed):
     made.get(0, 1)
     assert made.take_wait() >= 0.04
     assert made.take_wait() == 0
-    sharding = NamedSharding(parallel.make_mesh(1), P(None, parallel.AXIS))
+    sharding = NamedSharding(replicas.make_mesh(1), P(None, replicas.AXIS))
     resident = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED, sharding)
     resident.get(0, 1)
     assert resident.take_wait() > 0 == resident.take_wait()

@@ -27,7 +27,7 @@ def end(number: signal.Signals) -> None:
 
 
 def break_step(wanted: int, number: signal.Signals) -> None:
-    from cifar_jax import train
+    from cifar_jax import train  # noqa: E402
 
     call = train._Call.__call__
 
@@ -40,7 +40,7 @@ def break_step(wanted: int, number: signal.Signals) -> None:
 
 
 def break_seal(wanted: int, written: bool) -> None:
-    from cifar_jax import pytrees
+    from cifar_jax.workdir import pytrees
 
     finish = pytrees.Writer._finish
 
@@ -55,7 +55,7 @@ def break_seal(wanted: int, written: bool) -> None:
 
 
 def slow_end(seconds: int) -> None:
-    from cifar_jax import log
+    from cifar_jax.telemetry import log
 
     close = log.Log.close
 
@@ -77,10 +77,10 @@ import main  # noqa: E402  (with its flags)
 
 if __name__ == "__main__":
     if f"--process_id={os.environ['FAULTY']}" in sys.argv:
-        from cifar_jax import runtime
+        from cifar_jax.devices import runtime
 
         runtime.start()
-        from cifar_jax import pytrees
+        from cifar_jax.workdir import pytrees
 
         pytrees._SHARED_SECONDS = 5.0
         if kind.endswith("in step"):

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import checkpoint, optim, pytrees, records, steps
-from cifar_jax import config as config_lib
+from cifar_jax import optim, steps
 from cifar_jax.data import native, shards, sources
+from cifar_jax.workdir import checkpoint, description, pytrees, records
 from tests.conftest import NAMES, NUM_TRAIN, ROOT, random_images
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def undisturbed(launch, tmp_path_factory):
 
 
 def leaves(workdir, step=60):
-    config = config_lib.load(workdir)
+    config = description.load(workdir)
     optimizer = steps.make_optimizer(config, optim.make_schedule(config.optim, 1.0, 1))
     like = jax.eval_shape(
         partial(steps.init_state, config, steps.make_model(config, 10), optimizer)

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import optim, parallel, steps
+from cifar_jax import optim, steps
 from cifar_jax.data import batches, sources
+from cifar_jax.devices import replicas
 from cifar_jax.models import cnn
 from cifar_jax.ops.conv import conv_plain
 from cifar_jax.ops.lrn import lrn_plain
@@ -24,7 +25,7 @@ def losses(config, data):
     schedule = optim.make_schedule(config.optim, len(data) / config.batch_size, STEPS)
     model = steps.make_model(config, len(data.class_names))
     optimizer = steps.make_optimizer(config, schedule)
-    mesh, no_wish = parallel.make_mesh(1), parallel.wish(0, parallel.make_mesh(1))
+    mesh, no_wish = replicas.make_mesh(1), replicas.wish(0, replicas.make_mesh(1))
     step = partial(
         steps.train_step,
         config=config,
@@ -33,8 +34,8 @@ def losses(config, data):
         schedule=schedule,
         mesh=mesh,
     )
-    state = parallel.replicate(steps.init_state(config, model, optimizer), mesh)
-    images, labels = parallel.replicate((data.images, data.labels), mesh)
+    state = replicas.replicate(steps.init_state(config, model, optimizer), mesh)
+    images, labels = replicas.replicate((data.images, data.labels), mesh)
     indices = batches.train_indices(0, 0, STEPS, config.batch_size, len(data))
     compiled = compile_step(step, steps.Detail.NONE, mesh, state, (indices[:1],), (images, labels))
     found = []

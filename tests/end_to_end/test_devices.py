@@ -17,10 +17,13 @@ SPLIT = "8 split"  # 8 devices, over which the optimiser's state is split
 PROGRAM = """
 import contextlib, json, sys
 from pathlib import Path
-from cifar_jax import runtime
+from cifar_jax.devices import runtime
 runtime.start()
 import jax, jax.numpy as jnp, numpy as np
-from cifar_jax import augment, config as config_lib, parallel, records, steps
+from cifar_jax import config as config_lib, steps
+from cifar_jax.inputs import augment
+from cifar_jax.devices import replicas
+from cifar_jax.workdir import records
 from cifar_jax.evaluate import Evaluator
 from cifar_jax.train import train
 
@@ -47,8 +50,8 @@ for name in ("1", "2", "4", "8", "8 split"):
         return augment.distort(keys, images, config.augment)
 
     images = jnp.broadcast_to(evaluator.data.images[:1], (16, 32, 32, 3))
-    seen = parallel.data_parallel(
-        distorted, parallel.make_mesh(devices), sharded={1: 0}, per_image=True
+    seen = replicas.data_parallel(
+        distorted, replicas.make_mesh(devices), sharded={1: 0}, per_image=True
     )(jnp.int32(7), images)
     first = [leaf.addressable_shards[0].data for leaf in jax.tree.leaves(state.opt_state)]
     found[name] = {

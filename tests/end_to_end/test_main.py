@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from cifar_jax import checkpoint
+from cifar_jax.workdir import checkpoint
 from tests.conftest import NUM_TEST, ROOT
 
 MAIN = [sys.executable, str(ROOT / "main.py")]

@@ -137,9 +137,9 @@ def final_bytes(workdir: Path) -> list[bytes]:
 
 
 def listing(workdir: Path) -> tuple[int, list[str], str]:
-    """What `python -m cifar_jax.checkpoint` says: exit code, lines, stderr."""
+    """What `python -m cifar_jax.workdir` says: exit code, lines, stderr."""
     done = subprocess.run(
-        [sys.executable, "-m", "cifar_jax.checkpoint", str(workdir)],
+        [sys.executable, "-m", "cifar_jax.workdir", str(workdir)],
         cwd=ROOT,
         capture_output=True,
         text=True,

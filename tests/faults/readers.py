@@ -31,8 +31,9 @@ def hostile(bench: Bench, rng: random.Random, count: int) -> Outcome:
 def _attacks(folder: Path, rng: random.Random) -> list[Callable[[], str]]:
     import numpy as np
 
-    from cifar_jax import checkpoint, config, files, records
+    from cifar_jax import config, files
     from cifar_jax.data import download, native, shards
+    from cifar_jax.workdir import checkpoint, records
 
     whole = {
         "config": {"seed": 0, "data": {"dir": "x"}},

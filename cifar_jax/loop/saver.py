@@ -1,0 +1,173 @@
+"""What a run goes on from, and when and where it is saved."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cifar_jax import optim, steps
+from cifar_jax.devices import replicas
+from cifar_jax.errors import Diverged, UserError, reason
+from cifar_jax.workdir import checkpoint, pytrees
+
+SAVE = 1  # as a wish of a process; a greater one is the number of a signal
+
+AfterCheckpoint = Callable[[int], float | None]
+
+
+class Saver:
+    """When and where the state is saved."""
+
+    def __init__(self, config: ConfigDict, folder: Path, tell: AfterCheckpoint | None):
+        """Raises UserError where another process writes to `folder`, or nothing can be written."""
+        self.folder, self._checkpoint, self._tell = folder, config.checkpoint, tell
+        self._stops = config.divergence.action == "stop"
+        self._newest: int | None = None  # the last checkpoint
+        self._good: int | None = None  # the last that later steps have proven good
+        self._time = time.monotonic()  # of it
+        self._writer = pytrees.Writer(
+            folder, self._checkpoint.keep, self._checkpoint.keep_every_steps
+        )
+        self._all_finite = jax.jit(optim.all_finite)
+
+    def restore(
+        self, state: steps.TrainState, from_step: int | None = None, restart: bool = False
+    ) -> steps.TrainState:
+        """The state that the run goes on from: `state`, or that of the last whole checkpoint, or
+        of `from_step`; with `restart`, `state` in any case.
+
+        What lies beyond is renamed. Raises UserError where there are checkpoints and none of them
+        can be used, or one cannot be read now.
+        """
+        first = jax.process_index() == 0
+        chosen = self._choose(from_step, restart) if first else None
+        newest = int(replicas.gather(-1 if chosen is None else chosen)[0])  # which goes for all
+        self._good = checkpoint.status(self.folder).good
+        if self._good is not None and self._good > newest:
+            self._good = None
+        if newest >= 0:
+            state = pytrees.restore(self.folder, newest, state)
+            if int(state.step) != newest:
+                raise UserError(
+                    f"{self.folder / str(newest)} holds step {int(state.step)}: it was renamed. "
+                    "Give it its name back."
+                )
+            print(f"Resuming from step {newest} in {self.folder}")
+            self._newest = newest
+        return state
+
+    def _choose(self, from_step: int | None, restart: bool) -> int | None:
+        suffix, chosen = checkpoint.SUPERSEDED, from_step
+        if from_step is not None:
+            self._check(from_step)
+        elif not restart:
+            suffix = checkpoint.DAMAGED
+            problems: list[str] = []
+            chosen = checkpoint.newest(self.folder, problems.append)
+            if chosen is None and checkpoint.has_any(self.folder):
+                raise UserError(
+                    f"{' '.join([*problems, ''])}No checkpoint in {self.folder} can be used. "
+                    "--restart begins at step 0, and keeps them under other names."
+                )
+            for problem in problems:
+                print(problem)
+        try:
+            for step in checkpoint.steps(self.folder):
+                if chosen is None or step > chosen:
+                    name = checkpoint.set_aside(self.folder, step, suffix)
+                    print(f"Checkpoint {step} is kept as {self.folder / name}.")
+        except OSError as error:
+            raise UserError(f"Cannot write to {self.folder}: {reason(error)}.") from error
+        return chosen
+
+    def _check(self, step: int) -> None:
+        try:
+            problem = checkpoint.check(self.folder / str(step))
+        except FileNotFoundError:
+            known = ", ".join(map(str, checkpoint.steps(self.folder))) or "none"
+            problem = f"there is none; there are {known}"
+        if problem:
+            raise UserError(f"--from_step={step}: {problem}, in {self.folder}.")
+
+    def begin(self) -> None:
+        """A step was made: training goes on."""
+        self._mark(finished=None, diverged="")
+
+    def _mark(self, **changes: Any) -> None:
+        if jax.process_index():
+            return
+        try:
+            checkpoint.mark(self.folder, **changes)
+        except OSError as error:
+            raise UserError(f"Cannot write to {self.folder}: {reason(error)}.") from error
+
+    def due(self, step: int) -> bool:
+        every = self._checkpoint.every_steps
+        return bool(every and step % every == 0)
+
+    def overdue(self) -> int:
+        """SAVE where it is time for a checkpoint by the clock, else 0."""
+        minutes = self._checkpoint.every_minutes
+        return SAVE if minutes and time.monotonic() - self._time >= 60 * minutes else 0
+
+    def shortest(self) -> float:
+        """Steps from one checkpoint to the next; infinite where they come by the clock alone."""
+        return self._checkpoint.every_steps or math.inf
+
+    def next_due(self, step: int) -> float:
+        """The next step after `step` to be saved by its number; infinite where none will be."""
+        every = self._checkpoint.every_steps
+        return (step // every + 1) * every if every else math.inf
+
+    def save(self, step: int, state: steps.TrainState, healthy: bool = True) -> float | None:
+        """`healthy`: all steps since the last checkpoint were, so that it has proven good."""
+        # The loss is of the parameters before the update, and does not show yet what that did.
+        if not self._all_finite(state.params):
+            if self._stops:
+                raise self.diverged(f"The parameters are no longer finite after step {step - 1}")
+            healthy = False
+        if healthy:
+            self._good = self._newest
+        self._writer.save(step, state, self._good)
+        self._newest, self._time = step, time.monotonic()
+        return self.tell()
+
+    def tell(self) -> float | None:
+        """Calls `after_checkpoint`, once the last save is complete, and returns its precision."""
+        if self._tell is None or self._newest is None:
+            return None
+        self.wait()
+        return self._tell(self._newest)
+
+    def diverged(self, what: str) -> Diverged:
+        good = self._newest if self._good is None else self._good
+        last = (
+            "There is no good checkpoint yet."
+            if good is None
+            else f"The last good checkpoint is {good}, in {self.folder}: --from_step={good} "
+            "goes on from there."
+        )
+        return Diverged(
+            f"{what}. {last} Try a lower --config.optim.learning_rate, "
+            "--config.optim.warmup_epochs=1, or --config.dtype=float32."
+        )
+
+    def finish(self, step: int) -> None:
+        """Says that the checkpoint of `step` is the last, once it is complete."""
+        self.wait()
+        self._mark(finished=step, diverged="")
+
+    def give_up(self, error: Diverged) -> None:
+        """Says why there will be no more checkpoints."""
+        self.wait()
+        self._mark(diverged=str(error))
+
+    def wait(self) -> None:
+        self._writer.wait()
+
+    def close(self) -> None:
+        self._writer.close()

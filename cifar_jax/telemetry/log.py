@@ -1,0 +1,261 @@
+"""What training tells: the console, TensorBoard and metrics.jsonl, each by its cadence."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu.parameter_overview import get_parameter_overview
+from ml_collections import ConfigDict
+
+from cifar_jax import config as config_lib
+from cifar_jax import steps
+from cifar_jax.models import overview
+from cifar_jax.telemetry import display, pictures, summaries
+from cifar_jax.workdir import records
+
+_FINAL = (("eval", "precision_at_1"), ("eval", "cross_entropy"), ("train", "loss_average"))
+
+
+class Log:
+    """Reads each call's metrics once the next call is on its way, and tells them by cadence."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        diverged: Callable[[str], Exception],
+        progress: display.Display,
+        first: int,
+        bound: float = math.inf,
+    ):
+        """`first` is the step that the run begins or goes on with; `diverged` makes the error of a
+        run that has, as one does whose average loss is above `bound`."""
+        self._bound = bound
+        self._dead_since: dict[str, int] = {}  # layers without a gradient
+        self._told_of: set[str] = set()
+        self._layers: list[str] = []
+        self.healthy = True  # since this was last set, and as far as metrics were read
+        self._config, self._diverged, self._display, self._first = config, diverged, progress, first
+        self._log_every = config.log_every_steps
+        self.workdir = workdir
+        self._averages = {name: summaries.Average() for name in ("loss", "cross_entropy", "l2")}
+        self._continue_averages(workdir)
+        self._writer = summaries.Writer(workdir, "train", resumed_at=first)
+        self.writes = self._writer.writes
+        self._unread: tuple[int, steps.Metrics, dict[str, Any]] | None = None
+        self._line_pace, self._scalar_pace = _Pace(), _Pace()
+        self._fill = 1.0
+        self.line = progress.line
+
+    def _continue_averages(self, workdir: Path) -> None:
+        known = records.read(workdir / records.FILE) if self._first else []
+        before = [r for r in known if r["kind"] == "train" and r["step"] < self._first]
+        for name, average in self._averages.items():
+            if before and f"{name}_average" in before[-1]:
+                average.restart(before[-1][f"{name}_average"])
+
+    def describe(
+        self, params: Any, rows: Sequence[overview.LayerRow], class_names: Sequence[str]
+    ) -> None:
+        """Tells what is about to be trained."""
+        self._class_names, self._layers = class_names, sorted(params)
+        table = overview.markdown(rows)
+        self.line(get_parameter_overview(params, include_stats=False))
+        self.line(table)
+        self._writer.text("model", table)
+        self._writer.hparams(config_lib.flat(self._config), _FINAL)
+
+    def __enter__(self) -> "Log":
+        """Starts the clock."""
+        self._display.__enter__()
+        self._time = time.monotonic()  # up to when it is accounted for
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._display.__exit__()
+
+    def detail(self, number: int) -> steps.Detail:
+        """What step `number` is to tell."""
+        cadence = self._config.summaries
+        if _due(cadence.images, number) or _due(cadence.histograms, number):
+            return steps.Detail.TENSORS
+        return steps.Detail.SCALARS if _due(cadence.scalars, number) else steps.Detail.NONE
+
+    def next_due(self, number: int) -> float:
+        """The next step after `number` that is to tell something; infinite where none will."""
+        steps_on = [(number // every + 1) * every for every in self._cadences()]
+        return min(steps_on, default=math.inf)
+
+    def shortest(self) -> float:
+        """Steps from one that tells something to the next, at most; infinite where none does."""
+        return min(self._cadences(), default=math.inf)
+
+    def _cadences(self) -> list[int]:
+        cadence = self._config.summaries
+        return [n for n in (cadence.scalars, cadence.images, cadence.histograms) if n]
+
+    def note(self, number: int, metrics: steps.Metrics, told: dict[str, Any]) -> None:
+        """Takes the metrics, [steps] each, of a call that has been dispatched and begins with step
+        `number`, and what that step tells; reads those of the call before."""
+        self.flush()
+        self._unread = number, metrics, told
+
+    def flush(self) -> None:
+        """Waits for the noted call. Raises UserError where the run has diverged."""
+        if self._unread is None:
+            return
+        (number, *unread), self._unread = self._unread, None
+        metrics, told = jax.device_get(unread)
+        count, now = len(metrics["loss"]), time.monotonic()
+        seconds, self._time = (now - self._time) / count, now
+        for i in range(count):
+            dead = metrics["dead"][i]
+            values = {name: float(v[i]) for name, v in metrics.items() if name != "dead"}
+            self._check(number + i, values["loss"], dead)
+            self._read(number + i, values, seconds, {} if i else told)
+
+    def _read(
+        self, number: int, values: dict[str, float], seconds: float, told: dict[str, Any]
+    ) -> None:
+        for name, average in self._averages.items():
+            values[f"{name}_average"] = average.update(values[name])
+        self._line_pace.add(seconds)
+        self._scalar_pace.add(seconds)
+        self._show(number, values)
+        if _due(self._config.summaries.scalars, number):
+            self._write_scalars(number, values, told)
+        if _due(self._config.summaries.histograms, number):
+            self._write_histograms(number, told)
+        if _due(self._config.summaries.images, number):
+            self._write_images(number, told)
+
+    def _check(self, number: int, loss: float, dead: np.ndarray) -> None:
+        """Raises what `diverged` makes where a run cannot recover, or says it once."""
+        if not math.isfinite(loss):
+            before = f"; it was finite in the steps {self._first} to {number - 1}"
+            self._found(
+                "loss",
+                f"The loss is {loss} at step {number}"
+                + (before if number > self._first else ", the first one"),
+            )
+            return
+        average = self._averages["loss"].next(loss)
+        if average > self._bound:
+            self._found(
+                "loss",
+                f"The average loss is {average:.3g} at step {number}, more than "
+                f"{self._bound:.3g}, which is config.divergence.factor times that of a new network",
+            )
+        if loss > self._bound:
+            self.healthy = False
+        # Where no layer has a gradient, the loss is as low as it can be.
+        names = [name for name, d in zip(self._layers, dead, strict=True) if d and not dead.all()]
+        self._dead_since = {name: self._dead_since.get(name, number) for name in names}
+        self.healthy = self.healthy and not names
+        long = [n for n, at in self._dead_since.items() if number - at >= self._log_every - 1]
+        if long:
+            self._found(
+                "dead",
+                f"No gradient reaches {' and '.join(long)} in the steps "
+                f"{self._dead_since[long[0]]} to {number}: all their activations, or those behind "
+                f"them, are 0 (sparsity 1), with a loss of {loss:.3g}",
+            )
+
+    def _found(self, kind: str, what: str) -> None:
+        self.healthy = False
+        if self._config.divergence.action == "stop":
+            raise self._diverged(what)
+        if kind not in self._told_of:
+            self.line(f"{what}. Training goes on, as config.divergence.action says.")
+        self._told_of.add(kind)
+
+    def _show(self, number: int, values: dict[str, float]) -> None:
+        loss, average = values["loss"], values["loss_average"]
+        self._display.advance(
+            number + 1, loss=f"{loss:.2f} ({average:.2f})", rate=f"{values['learning_rate']:.2g}"
+        )
+        if number % self._config.log_every_steps == 0:
+            batch_size, (seconds, _) = self._config.batch_size, self._line_pace.take()
+            self.line(display.train_line(number, loss, batch_size, seconds))
+            self._display.note(**{"images/s": f"{batch_size / seconds:,.0f}"})
+
+    def _write_scalars(self, number: int, values: dict[str, float], told: dict[str, Any]) -> None:
+        seconds, waiting = self._scalar_pace.take()
+        speed = {
+            "examples_per_second": self._config.batch_size / seconds,
+            "seconds_per_batch": seconds,
+            "data_wait": waiting,
+            "data_fill": self._fill,
+        }
+        more = {name: float(value) for name, value in told["scalars"].items()}
+        self._writer.scalars(number, {**values, **speed, **more})
+
+    def _write_histograms(self, number: int, told: dict[str, Any]) -> None:
+        for tree in ("params", "gradients"):
+            for layer, weights in told[tree].items():
+                for name, value in weights.items():
+                    self._writer.histogram(number, f"{tree}/{layer}/{name}", value)
+        for layer, value in told["layers"].items():
+            self._writer.histogram(number, f"activations/{layer}", value)
+
+    def _write_images(self, number: int, told: dict[str, Any]) -> None:
+        captions = [self._class_names[label] for label in told["labels"]]
+        images = told["images"]
+        self._writer.image(
+            number, "inputs", lambda: pictures.grid(pictures.visible(images), captions)
+        )
+        first = next((w["kernel"] for w in told["params"].values() if w["kernel"].ndim == 4), None)
+        if first is not None and first.shape[2] == 3:
+            self._writer.image(number, "filters", lambda: pictures.filters(first))
+
+    def saved(self, step: int, precision: float | None) -> None:
+        self._display.note(checkpoint=str(step))
+        if precision is not None:
+            self._display.note(**{"precision @ 1": f"{precision:.3f}"})
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keeps the time of compiling, saving and evaluating out of the seconds per batch."""
+        start = time.monotonic()
+        yield
+        self._time += time.monotonic() - start
+
+    def fed(self, waited: float, fill: float) -> None:
+        """A call waited so many seconds for its data; `fill` is the share that lies ready."""
+        self._scalar_pace.wait(waited)
+        self._fill = fill
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _due(every: int, number: int) -> bool:
+    return every > 0 and number % every == 0
+
+
+class _Pace:
+    """The mean seconds of a step since it was last asked for."""
+
+    def __init__(self):
+        self._reset()
+
+    def _reset(self) -> None:
+        self._seconds, self._waiting, self._steps = 0.0, 0.0, 0
+
+    def add(self, seconds: float) -> None:
+        self._seconds, self._steps = self._seconds + seconds, self._steps + 1
+
+    def wait(self, seconds: float) -> None:
+        self._waiting += seconds
+
+    def take(self) -> tuple[float, float]:
+        """Seconds a step, and the share of them in which it waited for data."""
+        seconds = max(self._seconds, 1e-9)
+        result = seconds / self._steps, min(1.0, self._waiting / seconds)
+        self._reset()
+        return result

@@ -1,0 +1,191 @@
+"""What a workdir says of its run: config.json, with versions and devices."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cifar_jax import files
+from cifar_jax.config import check_fields, flat, validate
+from cifar_jax.data import sources
+from cifar_jax.errors import UsageError, UserError, reason
+
+FILE = "config.json"
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+# A workdir belongs to one model on one dataset, drawn and optimised in one way. Everything else may
+# change when a run is resumed: its length, the rate, the batch size, how often it is saved.
+_IDENTITY = (
+    "seed",
+    "model",
+    "data",
+    "augment.crop_size",
+    "optim.name",
+    "optim.decoupled_decay",
+    "optim.muon_layers",
+)
+# Where the same images lie on this machine, and how they get to the device.
+_MACHINE = (
+    "cluster",
+    "join_seconds",
+    "heartbeat_seconds",
+    "data.dir",
+    "data.shards",
+    "data.placement",
+    "data.num_threads",
+    "data.prefetch",
+)
+# What decides whether the optimiser's state holds a velocity, or a loss scale.
+_STATE = {"optim.momentum": bool, "dtype": lambda dtype: dtype == "float16"}
+
+
+def store(config: ConfigDict, workdir: Path, step: int, device: str) -> None:
+    """Writes the resolved config with versions, git commit and `device`, as what holds from `step`
+    on; what held before stays on record under "changes".
+
+    The data folder is written in full: evaluation may start elsewhere, or without $CIFAR_JAX_DATA.
+
+    Of several processes, the first one does it. Raises UserError where `workdir` cannot be made or
+    written.
+    """
+    if jax.process_index():
+        return
+    fields = config.to_dict()
+    fields["data"]["dir"] = str(sources.data_dir(config.data))
+    if config.data.shards:
+        fields["data"]["shards"] = str(sources.shards_dir(config.data))
+    record = {
+        "config": fields,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        },
+        "git_commit": _git_commit(),
+        "device": device,
+    }
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        record["changes"] = _changes(workdir / FILE, record, step)
+        files.write(workdir / FILE, files.to_json(record))
+    except OSError as error:
+        raise _unusable(workdir, error) from error
+
+
+def _changes(path: Path, record: dict[str, Any], step: int) -> list[dict[str, Any]]:
+    """What has changed in the course of the run until `record` holds from `step` on: for each
+    change the step, and the fields as they were and are. What a run went back over is not kept."""
+    try:
+        stored = files.read_json(path)
+        changes = list(stored.pop("changes", []))
+        held = flat(stored)
+        while changes and changes[-1]["step"] >= step:
+            held |= changes.pop()["was"]
+    except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
+        return []  # there is none, or none of ours
+    now = flat(json.loads(json.dumps(record)))
+    different = [name for name in held | now if held.get(name) != now.get(name)]
+    if not step or not different:
+        return changes
+    was, now = ({name: of.get(name) for name in different} for of in (held, now))
+    return [*changes, {"step": step, "was": was, "is": now}]
+
+
+def _unusable(workdir: Path, error: OSError) -> UserError:
+    return UserError(
+        f"Cannot use the workdir {workdir}: {reason(error)}. Choose another with --workdir=DIR."
+    )
+
+
+def load(workdir: Path) -> ConfigDict:
+    """The stored config. Raises FileNotFoundError without one, UserError for a damaged one."""
+    path = workdir / FILE
+
+    def with_tuples(fields: dict[str, Any]) -> dict[str, Any]:  # JSON knows lists only
+        return {
+            k: with_tuples(v) if isinstance(v, dict) else tuple(v) if isinstance(v, list) else v
+            for k, v in fields.items()
+        }
+
+    try:
+        return ConfigDict(with_tuples(dict(files.read_json(path)["config"])))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _unusable(workdir, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a config of cifar_jax ({reason(error)}). Put back a copy; or rename "
+            "it, and start with all flags of the run to have it made again."
+        ) from error
+
+
+def load_for_eval(
+    workdir: Path, default: ConfigDict, overrides: dict[str, Any], *, wait: bool
+) -> ConfigDict:
+    """The stored config with `overrides` from the command line, and defaults for newer fields.
+
+    Where there is none yet it is waited for, or UserError raised without `wait`.
+    """
+    if wait and not (workdir / FILE).exists():
+        print(f"Waiting for training to start in {workdir}", flush=True)
+        while not (workdir / FILE).exists():
+            time.sleep(1.0)
+    try:
+        stored = load(workdir)
+    except FileNotFoundError:
+        raise UserError(f"{workdir} has no {FILE}: nothing was trained there.") from None
+    config = ConfigDict(default.to_dict())
+    try:
+        config.update(stored)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{workdir / FILE} has a field of another type: {error}.") from error
+    config.update_from_flattened_dict(overrides)
+    check_fields(config, default)
+    validate(config)
+    return config
+
+
+def check_same_run(config: ConfigDict, workdir: Path) -> list[str]:
+    """Compares with what the workdir holds, if anything; returns the differences a resume accepts.
+
+    Raises UsageError where the workdir belongs to another model, dataset or seed.
+    """
+    try:
+        stored = flat(load(workdir))
+    except FileNotFoundError:
+        return []
+    changes = [
+        (path, stored.get(path), value)
+        for path, value in flat(config).items()
+        if stored.get(path) != value and path not in _MACHINE
+    ]
+    refused = [
+        f"{path} is {old!r} there, {new!r} now"
+        for path, old, new in changes
+        if path in _IDENTITY
+        or path.split(".")[0] in _IDENTITY
+        or (path in _STATE and _STATE[path](old) != _STATE[path](new))
+    ]
+    if refused:
+        raise UsageError(
+            f"{workdir} holds a run of another config: {'; '.join(refused)}. "
+            "Choose another --workdir."
+        )
+    return [f"{path} was {old!r}, is {new!r}" for path, old, new in changes]
+
+
+def _git_commit() -> str:
+    """The commit of this checkout, with '-dirty' where files differ; '' outside of one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
