@@ -18,7 +18,7 @@ from cifar_jax.errors import Diverged, UsageError, UserError
 from cifar_jax.inputs import augment
 from cifar_jax.workdir import checkpoint, description, pytrees
 from tests.conftest import NUM_TEST, NUM_TRAIN, random_images
-from tests.test_summaries import values
+from tests.telemetry.test_summaries import values
 
 
 @pytest.fixture(scope="module")

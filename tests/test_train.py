@@ -21,7 +21,7 @@ from cifar_jax.loop import saver
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry import log as log_lib
 from cifar_jax.workdir import checkpoint, description, pytrees, records
-from tests.test_summaries import values
+from tests.telemetry.test_summaries import values
 
 
 @pytest.fixture(scope="module")
