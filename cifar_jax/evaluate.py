@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cifar_jax import optim, steps
+from cifar_jax import inputs, models, steps
 from cifar_jax.data import batches, sources
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, UsageError, UserError
@@ -21,15 +21,15 @@ from cifar_jax.telemetry import display, pictures, summaries
 from cifar_jax.telemetry.predictions import (
     Predictions,
     calibration,
-    class_precisions,
     confusion,
+    recalls,
     worst_mistakes,
 )
 from cifar_jax.workdir import checkpoint, pytrees, records
 
 
 class Evaluator:
-    """Measures precision @ 1 of checkpoints on one split, every image counted once."""
+    """Measures the accuracy (top-1) of checkpoints on one split, every image counted once."""
 
     def __init__(
         self,
@@ -53,8 +53,10 @@ class Evaluator:
                 f"--num_examples={num_examples}, but the {split} split has {len(self.data):,}."
             )
         self.model = steps.make_model(config, len(self.data.class_names))
-        optimizer = steps.make_optimizer(config, optim.make_schedule(config.optim, 1.0, 1))
-        self._like = jax.eval_shape(partial(steps.init_state, config, self.model, optimizer))
+        self.inputs = inputs.make(config.inputs, self.data.shape)
+        self._like = jax.eval_shape(
+            lambda: models.init(self.model, jax.random.key(0), self.inputs.image_shape)
+        )
         self._mesh = replicas.make_mesh(config.num_devices)
         self._steps = {views: self._make_step(views) for views in {1, config.eval.views}}
         self._workdir, self._own_data = workdir, own_data
@@ -62,16 +64,22 @@ class Evaluator:
         self._writer: summaries.Writer | None = None  # opened by the first evaluation
 
     def _make_step(self, views: int) -> Callable:
-        step = partial(steps.predict_step, config=self._config, model=self.model, views=views)
+        step = partial(steps.predict_step, model=self.model, inputs=self.inputs, views=views)
         return replicas.data_parallel(step, self._mesh, sharded={1: 0}, per_image=True)
 
-    def restore(self, step: int) -> steps.TrainState:
-        """Raises FileNotFoundError where the checkpoint has been deleted meanwhile."""
-        return pytrees.restore(self._folder, step, self._like)
+    def restore(self, step: int) -> steps.Variables:
+        """The EMA of the checkpoint `step`, or the raw parameters and model state where they were
+        asked for. Raises FileNotFoundError where it has been deleted meanwhile."""
+        if self._ema:
+            return pytrees.restore(self._folder, step, {"ema": self._like}, partial=True)["ema"]
+        params, model_state = steps.split_variables(self._like)
+        like = {"params": params, "model_state": model_state}
+        found = pytrees.restore(self._folder, step, like, partial=True)
+        return {"params": found["params"], **found["model_state"]}
 
-    def predict(self, params: Any, views: int = 1) -> Predictions:
+    def predict(self, variables: steps.Variables, views: int = 1) -> Predictions:
         """Of the first `num_examples` images of the split, in its order."""
-        params, size = replicas.replicate(params, self._mesh), self._config.eval.batch_size
+        variables, size = replicas.replicate(variables, self._mesh), self._config.eval.batch_size
         sharding = NamedSharding(self._mesh, P(replicas.AXIS))
         found: list[dict[str, np.ndarray]] = []
         every = batches.eval_batches(self.data, size, self._num_examples)
@@ -79,7 +87,7 @@ class Evaluator:
             every = display.track(every, -(-self._num_examples // size), "Evaluating")
         for image, label, mask in every:
             batch = replicas.put({"image": image, "label": label}, sharding)
-            batch = self._steps[views](params, batch)
+            batch = self._steps[views](variables, batch)
             found.append({name: values[mask] for name, values in jax.device_get(batch).items()})
         labels = self.data.labels[: self._num_examples]
         return Predictions(
@@ -87,33 +95,37 @@ class Evaluator:
         )
 
     def evaluate(self, step: int) -> float:
-        """Precision @ 1 of the checkpoint `step`; prints the tutorial's line, writes summaries.
+        """The accuracy of the checkpoint `step`; prints the tutorial's line, writes summaries.
 
         Raises FileNotFoundError where the checkpoint has been deleted meanwhile.
         """
-        state = self.restore(step)
-        params = {"": optim.averages(state.opt_state), "_raw": state.params}
-        predictions = {suffix: self.predict(tree) for suffix, tree in params.items()}
-        shown = "" if self._ema else "_raw"
-        scalars = {}
-        for suffix, found in predictions.items():
-            scalars[f"precision_at_1{suffix}"] = found.precision_at_1
-            scalars[f"cross_entropy{suffix}"] = float(found.cross_entropy.mean())
-        print(display.precision_line(predictions[shown].precision_at_1), flush=True)
+        variables = self.restore(step)
+        found = self.predict(variables)
+        suffix = "" if self._ema else "_raw"
+        scalars = {
+            f"accuracy{suffix}": found.accuracy,
+            f"cross_entropy{suffix}": float(found.cross_entropy.mean()),
+        }
+        print(display.precision_line(found.accuracy), flush=True)
         if (views := self._config.eval.views) > 1:
-            precision = self.predict(params[shown], views).precision_at_1
-            scalars[f"precision_at_1_of_{views}_views{shown}"] = precision
-            print(display.precision_line(precision, views), flush=True)
+            accuracy = self.predict(variables, views).accuracy
+            scalars[f"accuracy_of_{views}_views{suffix}"] = accuracy
+            print(display.precision_line(accuracy, views), flush=True)
         if self._num_examples == len(self.data):  # a part is no point of the curve
-            self._write(step, scalars, predictions[""])
-        return predictions[shown].precision_at_1
+            self._write(step, scalars, found)
+        return found.accuracy
 
     def _open(self) -> summaries.Writer:
         """What it measures stands in each record. Images that are not those of the run's earlier
         evaluations make a curve of their own."""
         digest = _digest(self.data)
         dataset = f"{self._config.data.source}-{digest}"
-        self._facts = {"split": self._split, "images": len(self.data), "dataset": dataset}
+        self._facts = {
+            "parameters": "ema" if self._ema else "raw",
+            "split": self._split,
+            "images": len(self.data),
+            "dataset": dataset,
+        }
         kind = "eval" if self._split == "test" else f"eval_{self._split}"
         try:
             earlier = records.read(self._workdir / records.FILE)
@@ -136,13 +148,14 @@ class Evaluator:
             self._writer = self._open()
         names = self.data.class_names
         matrix = confusion(predictions, len(names))
-        scalars["calibration_error"] = calibration(predictions).error
-        for name, precision in zip(names, class_precisions(matrix), strict=True):
-            scalars[f"precision_at_1/{name}"] = float(precision)
+        suffix = "" if self._ema else "_raw"
+        scalars[f"calibration_error{suffix}"] = calibration(predictions).error
+        for name, recall in zip(names, recalls(matrix), strict=True):
+            scalars[f"recall{suffix}/{name}"] = float(recall)
         self._writer.scalars(step, scalars, self._facts)
         shown = [display.plain(name)[:60] for name in names]
         draw = partial(pictures.confusion, matrix, shown)
-        self._writer.image(step, "confusion", draw, matrix.nbytes)
+        self._writer.image(step, f"confusion{suffix}", draw, matrix.nbytes)
         worst = worst_mistakes(predictions, 16)
         if len(worst):
             captions = [
@@ -153,7 +166,7 @@ class Evaluator:
             ]
             images = self.data.images[worst]
             draw = partial(pictures.grid, images, captions)
-            self._writer.image(step, "mistakes", draw, images.nbytes)
+            self._writer.image(step, f"mistakes{suffix}", draw, images.nbytes)
 
     def close(self) -> None:
         if self._writer:

@@ -1,7 +1,7 @@
 """What happens to one batch: pure functions of (state, batch), bound to their configuration once.
 
 Every replica works out the gradient of its part of the batch; the update is one computation on the
-average, wherever its arrays lie.
+mean, wherever its arrays are.
 """
 
 import enum
@@ -23,13 +23,15 @@ from ml_collections import ConfigDict
 from cifar_jax import models, optim
 from cifar_jax.devices import replicas
 from cifar_jax.devices.replicas import AXIS
-from cifar_jax.inputs import augment
+from cifar_jax.inputs import Inputs, Targets
+from cifar_jax.optim import ema, paths
 
-Batch = dict[str, jax.Array]  # "image" uint8 [B, H, W, C], "label" int32 [B]
+Batch = dict[str, jax.Array]  # "image" uint8 [B, H, W, C]; int32 [B]: "label", "index", "epoch"
+Variables = dict[str, Any]  # "params", and a collection for each kind of state that the model has
 Metrics = dict[str, jax.Array]
 SHOWN = 16  # images of a batch that pictures and histograms show
 TOP = 3  # classes that a prediction names
-_PART = 64  # images
+_CHUNK = 64  # images
 
 
 class TrainState(struct.PyTreeNode):
@@ -37,63 +39,60 @@ class TrainState(struct.PyTreeNode):
 
     step: jax.Array  # int32, updates so far
     params: Any
-    opt_state: Any  # holds the average of the parameters
+    model_state: Any  # collections by name, as "batch_stats"; {} for a model without
+    opt_state: Any
+    ema: Variables  # the moving averages of params and model_state
+
+    @property
+    def variables(self) -> Variables:
+        return {"params": self.params, **self.model_state}
 
 
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     return models.create(config.model.name, num_classes, config.dtype)
 
 
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The chain of `config.optim`; for float16 it also scales the loss."""
-    optimizer = optim.make_optimizer(config.optim, schedule)
-    if config.dtype == "float16":
-        optimizer = optim.scale_loss(optimizer, config.optim.loss_scale)
-    return optimizer
+def init_state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step. Raises UsageError for a pattern of config.optim that
+    matches no parameter."""
+    params, model_state = split_variables(variables)
+    average = jax.tree.map(jnp.copy, variables)
+    return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), average)
 
 
-def init_state(
-    config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation
-) -> TrainState:
-    """The state before the first step. Raises UsageError for a layer the model does not have."""
-    crop = config.augment.crop_size
-    images = jnp.zeros((1, crop, crop, 3))
-    params = model.init(jax.random.key(config.seed), images)["params"]
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+def split_variables(variables: Variables) -> tuple[Any, Any]:
+    """params and model_state."""
+    return variables["params"], {k: v for k, v in variables.items() if k != "params"}
 
 
-def shardings(state: TrainState, mesh: Mesh, split_optimizer: bool) -> TrainState:
-    """Where each array of the state lies: on every device; or, of the optimiser's state and so of
-    the averages, a part on each (Rajbhandari et al., ZeRO, 2020: its first stage)."""
+def state_shardings(state: TrainState, mesh: Mesh, shard_optimizer: bool) -> TrainState:
+    """The sharding of each array of the state: a copy on every device; or, of the optimiser's state
+    and of the EMA, a part on each (Rajbhandari et al., ZeRO, 2020: its first stage)."""
     whole = jax.tree.map(lambda _: NamedSharding(mesh, P()), state)
-    if not split_optimizer:
+    if not shard_optimizer:
         return whole
-    return whole.replace(opt_state=replicas.split(state.opt_state, mesh))
+    opt_state, ema = (replicas.zero1_shardings(x, mesh) for x in (state.opt_state, state.ema))
+    return whole.replace(opt_state=opt_state, ema=ema)
 
 
-def predict(model: nn.Module, params: Any, images: jax.Array, **options: bool) -> Any:
-    """float32 logits [B, num_classes] of standardised images [B, crop, crop, C].
+def predict(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Array:
+    """float32 logits [B, num_classes]; on CPUs of `_CHUNK` images at a time, so that what one layer
+    puts out is still in the cache for the next."""
 
-    With `return_layers=True`, also what each layer puts out, by its name.
-    """
-    return model.apply({"params": params}, images, **options)  # type: ignore[arg-type]
+    def apply(variables, images):
+        return models.forward(model, variables, images, train=False)[0]
 
-
-def predict_in_parts(model: nn.Module, params: Any, images: jax.Array) -> jax.Array:
-    """`predict`; on CPUs `_PART` images at a time, so that what one layer puts out is still in the
-    cache for the next."""
-
-    def in_parts(params, images):
-        whole = len(images) // _PART * _PART
-        parts = images[:whole].reshape(-1, _PART, *images.shape[1:])
-        logits = lax.map(partial(predict, model, params), parts).reshape(whole, -1)
+    def in_chunks(variables, images):
+        whole = len(images) // _CHUNK * _CHUNK
+        chunks = images[:whole].reshape(-1, _CHUNK, *images.shape[1:])
+        logits = lax.map(partial(apply, variables), chunks).reshape(whole, -1)
         if whole < len(images):
-            logits = jnp.concatenate([logits, predict(model, params, images[whole:])])
+            logits = jnp.concatenate([logits, apply(variables, images[whole:])])
         return logits
 
-    if len(images) <= _PART:
-        return predict(model, params, images)
-    return lax.platform_dependent(params, images, cpu=in_parts, default=partial(predict, model))
+    if len(images) <= _CHUNK:
+        return apply(variables, images)
+    return lax.platform_dependent(variables, images, cpu=in_chunks, default=apply)
 
 
 def image_keys(seed: int, step: jax.Array, count: int) -> jax.Array:
@@ -108,7 +107,7 @@ def image_keys(seed: int, step: jax.Array, count: int) -> jax.Array:
 
 
 class Detail(enum.IntEnum):
-    """How much a training step tells of itself, beside its metrics."""
+    """How many auxiliary outputs a training step has."""
 
     NONE = 0
     SCALARS = 1  # norms of gradients, parameters and updates
@@ -121,24 +120,24 @@ def train_step(
     *,
     config: ConfigDict,
     model: nn.Module,
+    inputs: Inputs,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh,
     detail: Detail = Detail.NONE,
 ) -> tuple[TrainState, Metrics, dict[str, Any]]:
     """One update by a global batch; its metrics, of the batch and the parameters before it; and
-    what it tells.
+    auxiliary outputs.
 
-    The update is the same at any `detail`. What it tells is {} for NONE; "scalars" by name for
-    SCALARS; for TENSORS also "gradients" and "params" as the parameters are, and of `SHOWN` images
-    of the batch the "images" as the network saw them, their "labels", and "layers" by name.
+    The update is the same at any `detail`. The auxiliary outputs are {} for NONE; "scalars" by name
+    for SCALARS; for TENSORS also "gradients" and "params" as the parameters are, and of `SHOWN`
+    images of the batch the "images" as the network saw them, their "labels", and "activations" by
+    layer.
     """
-    average = partial(average_gradients, config=config, model=model, detail=detail)
-    scale = jnp.asarray(optim.loss_scale(state.opt_state))
-    gradients, metrics, shown = replicas.on_replicas(average, mesh, sharded={3: 0})(
-        state.params, state.step, scale, batch
+    gradient = partial(mean_gradient, config=config, model=model, inputs=inputs, detail=detail)
+    gradients, model_state, metrics, aux = replicas.on_replicas(gradient, mesh, sharded={3: 0})(
+        state.params, state.model_state, state.step, batch
     )
-
     metrics["dead"] = without_gradient(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     l2 = optim.l2_penalty(state.params, config.optim)
@@ -147,30 +146,34 @@ def train_step(
         "l2": l2,
         "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     }
-    told: dict[str, Any] = {}
     if detail >= Detail.SCALARS:
         decay = jax.grad(optim.l2_penalty)(state.params, config.optim)
-        gradients = jax.tree.map(lambda g, d: g / scale + d, gradients, decay)  # of the loss
-        told["scalars"] = norms(gradients, state.params, updates)
+        gradients = jax.tree.map(jnp.add, gradients, decay)  # of the loss
+        aux["scalars"] = norms(gradients, state.params, updates) | aux.get("scalars", {})
     if detail >= Detail.TENSORS:
-        told["scalars"] |= shown.pop("scalars")
-        told |= {"gradients": gradients, "params": state.params, **shown}
+        aux |= {"gradients": gradients, "params": state.params}
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics, told
+    step = state.step + 1
+    average = ema.update(
+        state.ema, {"params": params, **model_state}, step, config.optim.ema_decay
+    )
+    return TrainState(step, params, model_state, opt_state, average), metrics, aux
 
 
-def average_gradients(
+def mean_gradient(
     params: Any,
+    model_state: Any,
     step: jax.Array,
-    scale: jax.Array,
     batch: Batch,
     *,
     config: ConfigDict,
     model: nn.Module,
+    inputs: Inputs,
     detail: Detail,
-) -> tuple[Any, Metrics, dict[str, Any]]:
-    """The gradient of scale · loss and the metrics, averaged over all replicas; and, for TENSORS,
-    what can be shown of the first one's part, with the sparsity of all as "scalars".
+) -> tuple[Any, Any, Metrics, dict[str, Any]]:
+    """Over all replicas, the means of the gradient and of the metrics, and the model's new state;
+    and, for TENSORS, what can be shown of the first one's part, with the sparsity of all as
+    "scalars".
 
     Run on each replica, with its part of the batch.
     """
@@ -178,84 +181,120 @@ def average_gradients(
     # The gradient with respect to parameters that are one value for all replicas would arrive
     # summed over them. As a value of each replica it arrives local, for pmean to average.
     params = lax.pcast(params, AXIS, to="varying")
-    options = {"config": config, "model": model, "scale": scale, "detail": detail}
-    means, shown = over_parts(
-        partial(differentiate, params, **options), {**batch, "key": keys}, config.accumulate
+    differentiate = partial(
+        gradient, params, model_state, config=config, model=model, inputs=inputs, detail=detail
+    )
+    means, model_state, aux = over_microbatches(
+        differentiate, {**batch, "key": keys}, config.accumulate
     )
     gradients, metrics = lax.pmean(means, AXIS)
     if detail < Detail.TENSORS:
-        return gradients, metrics, {}
-    sparsity = {f"sparsity/{name}": zeros(x) for name, x in shown["layers"].items()}
-    return gradients, metrics, {"scalars": sparsity, **of_first_replica(shown)}
+        return gradients, model_state, metrics, {}
+    sparsity = {f"sparsity/{name}": zeros(x) for name, x in aux["activations"].items()}
+    return gradients, model_state, metrics, {"scalars": sparsity, **of_first_replica(aux)}
 
 
-def differentiate(
+def gradient(
     params: Any,
+    model_state: Any,
     batch: Batch,
     *,
     config: ConfigDict,
     model: nn.Module,
-    scale: jax.Array | float,
+    inputs: Inputs,
     detail: Detail,
-) -> tuple[tuple[Any, Metrics], dict[str, Any]]:
-    """((the gradient of scale · loss, metrics), what can be shown), of the distorted batch."""
-    images = augment.distort(batch["key"], batch["image"], config.augment)
+) -> tuple[tuple[Any, Metrics], Any, dict[str, Any]]:
+    """((the gradient, metrics), the model's new state, what can be shown), of one microbatch."""
+    images, targets = inputs.train(batch["key"], batch)
 
     def loss_fn(params):
-        if detail >= Detail.TENSORS:
-            logits, layers = predict(model, params, images, return_layers=True)
-        else:
-            logits, layers = predict(model, params, images), {}
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        loss = smooth(cross_entropy, logits, config.optim.label_smoothing).mean()
+        logits, state, activations = models.forward(
+            model,
+            {"params": params, **model_state},
+            images,
+            train=True,
+            layers=detail >= Detail.TENSORS,
+        )
+        cross_entropy, loss = losses(logits, targets, config.optim.label_smoothing)
         metrics = {
-            "loss": loss,
+            "loss": loss.mean(),
             "cross_entropy": cross_entropy.mean(),
-            "precision": (logits.argmax(-1) == batch["label"]).mean(),
+            "accuracy": (logits.argmax(-1) == batch["label"]).mean(),
         }
-        return scale * loss, (metrics, layers)
+        return metrics["loss"], (metrics, state, activations)
 
-    gradients, (metrics, layers) = jax.grad(loss_fn, has_aux=True)(params)
-    return (gradients, metrics), {"images": images, "labels": batch["label"], "layers": layers}
+    gradients, (metrics, state, activations) = jax.grad(loss_fn, has_aux=True)(params)
+    aux = {"images": images, "labels": batch["label"], "activations": activations}
+    return (gradients, metrics), state, aux
 
 
-def over_parts(function: Callable, batch: Batch, count: int) -> tuple[Any, Any]:
-    """`function(batch)`, which gives means and something more, on `count` parts of the batch.
+def losses(
+    logits: jax.Array, targets: Targets, smoothing: float
+) -> tuple[jax.Array, jax.Array]:
+    """The cross-entropy [B], and what is minimised: that with labels of 1 - `smoothing`, the rest
+    of which is spread over all classes."""
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, targets.label)
+    if targets.other_label is not None:
+        other = optax.softmax_cross_entropy_with_integer_labels(logits, targets.other_label)
+        cross_entropy = targets.weight * cross_entropy + (1 - targets.weight) * other
+    if not smoothing:
+        return cross_entropy, cross_entropy
+    uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+    return cross_entropy, (1 - smoothing) * cross_entropy + smoothing * uniform
 
-    One after the other, each in the memory of the one before: the mean of the means, and what more
-    there is of the first part.
+
+def over_microbatches(function: Callable, batch: Batch, count: int) -> tuple[Any, Any, Any]:
+    """`function(batch)`, which gives means, the model's state and auxiliary outputs, on `count`
+    microbatches.
+
+    One after the other, each in the memory of the one before: the mean of the means, and the
+    auxiliary outputs of the first. The new state is the mean, too: each starts from the state
+    before the step, so that running averages move once a step, towards the mean of the
+    microbatches' statistics.
     """
     if count == 1:
         return function(batch)
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
     first, rest = (jax.tree.map(lambda x, i=i: x[i], parts) for i in (0, slice(1, None)))
-    means, more = function(first)
+    *means, aux = function(first)
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, function(part)[0]), None
+        return jax.tree.map(jnp.add, total, function(part)[:2]), None
 
-    total, _ = lax.scan(add, means, rest)
-    return jax.tree.map(lambda x: x / count, total), more
+    total, _ = lax.scan(add, tuple(means), rest)
+    return (*jax.tree.map(lambda x: x / count, total), aux)
+
+
+def layer_names(params: Any) -> list[str]:
+    """The paths of the modules that have parameters of their own, sorted."""
+    return sorted({name.rpartition("/")[0] for name in paths.flatten(params)})
+
+
+def _by_layer(tree: Any) -> dict[str, list[jax.Array]]:
+    layers: dict[str, list[jax.Array]] = {name: [] for name in layer_names(tree)}
+    for name, leaf in paths.flatten(tree).items():
+        layers[name.rpartition("/")[0]].append(leaf)
+    return layers
 
 
 def without_gradient(gradients: Any) -> jax.Array:
-    """bool [layers], in the order of their sorted names: no gradient reaches the layer's vectors,
-    its bias above all, and so its activations, or all those of a later layer, are 0."""
+    """bool [layers], in the order of `layer_names`: no gradient reaches the layer's vectors, its
+    bias above all, and so its activations, or all those of a later layer, are 0."""
 
-    def is_zero(layer: Any) -> jax.Array:
-        leaves = jax.tree.leaves(layer)
+    def is_zero(leaves: list[jax.Array]) -> jax.Array:
         vectors = [leaf for leaf in leaves if leaf.ndim == 1] or leaves
         return jnp.stack([(leaf == 0).all() for leaf in vectors]).all()
 
-    return jnp.stack([is_zero(gradients[name]) for name in sorted(gradients)])
+    return jnp.stack([is_zero(leaves) for leaves in _by_layer(gradients).values()])
 
 
 def norms(gradients: Any, params: Any, updates: Any) -> Metrics:
     """The Euclidean norms of all and of each layer, and update / parameters."""
+    by_layer = [_by_layer(tree) for tree in (gradients, params, updates)]
     result: Metrics = {}
     for suffix, *trees in (
         ("", gradients, params, updates),
-        *((f"/{layer}", gradients[layer], params[layer], updates[layer]) for layer in params),
+        *((f"/{name}", *(layers[name] for layers in by_layer)) for name in by_layer[0]),
     ):
         gradient, parameter, update = map(optax.tree.norm, trees)
         result |= {
@@ -278,25 +317,17 @@ def of_first_replica(tree: Any) -> Any:
     return lax.psum(shown, AXIS)
 
 
-def smooth(cross_entropy: jax.Array, logits: jax.Array, smoothing: float) -> jax.Array:
-    """The cross-entropy [B] with labels of 1 - smoothing, and the rest spread over all classes."""
-    if not smoothing:
-        return cross_entropy
-    uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
-    return (1 - smoothing) * cross_entropy + smoothing * uniform
-
-
 def predict_step(
-    params: Any, batch: Batch, *, config: ConfigDict, model: nn.Module, views: int = 1
+    variables: Variables, batch: Batch, *, model: nn.Module, inputs: Inputs, views: int = 1
 ) -> Metrics:
     """What the model says of each image: "classes" and "probabilities" [B, 3], "cross_entropy" [B].
 
     The most probable first, and fewer than three where there are fewer classes. The probabilities
-    are the mean of those of `views` (`augment.views`).
+    are the mean of those of `views` (`Inputs.evaluate`).
     """
-    looks = augment.views(batch["image"], config.augment.crop_size, views)
-    logits = jnp.stack([predict_in_parts(model, params, images) for images in looks])
-    log_mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(views)
+    looks = inputs.evaluate(batch["image"], views)
+    logits = jnp.stack([predict(model, variables, images) for images in looks])
+    log_mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(len(looks))
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(log_mean, batch["label"])
     log_probabilities, classes = lax.top_k(log_mean, min(TOP, log_mean.shape[-1]))
     return {

@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.join_seconds = 120.0  # for which the processes wait for each other at the start
     config.heartbeat_seconds = 30.0  # without a sign of life after which one is taken for lost
     config.shard_optimizer = False  # True: its state and the averages split over the devices
-    config.dtype = "float32"  # of the computation; 'bfloat16' or 'float16'. Parameters stay float32
+    config.dtype = "float32"  # of the computation; 'bfloat16'. Parameters stay float32
     config.steps_per_call = 0  # in one program; 0: 1 on CPUs, up to 100 between summaries elsewhere
     config.log_every_steps = 10
 
@@ -60,9 +60,10 @@ def get_config() -> ml_collections.ConfigDict:
     augment.random_order = False  # brightness before contrast; True: a fair coin for each image
 
     config.optim = optim = ml_collections.ConfigDict()
-    optim.name = "sgd"  # or 'muon'
-    optim.momentum = 0.0
+    optim.name = "sgd"  # 'sgd', 'adam', 'adamw', 'muon' or 'frozen'
+    optim.momentum = 0.0  # sgd, muon
     optim.nesterov = False
+    optim.betas = (0.9, 0.999)  # adam, adamw
     optim.learning_rate = 0.1
     optim.schedule = "exponential"  # 'exponential', 'constant', 'cosine' or 'linear'
     optim.decay_epochs = 350.0  # exponential: a step of the staircase
@@ -70,13 +71,15 @@ def get_config() -> ml_collections.ConfigDict:
     optim.final_factor = 0.0  # cosine, linear: the last rate / learning_rate
     optim.warmup_epochs = 0.0  # linear from 0, before any of the schedules
     optim.label_smoothing = 0.0  # of the labels' weight, spread over all classes
-    optim.weight_decay = 0.004  # L2 on the kernels of decay_layers
-    optim.decay_layers = ("local3", "local4")
+    optim.weight_decay = 0.004  # L2 on the parameters of decay_params
+    optim.decay_params = ("local3/kernel", "local4/kernel")  # paths; * is any text: '*/kernel'
     optim.decoupled_decay = False  # True: beside the gradient, not in it, and times the rate alone
-    optim.muon_layers = ("conv1", "conv2", "local3", "local4")  # muon: whose kernels it moves
-    optim.muon_sgd_rate = 0.02  # muon: the peak rate of all else, which SGD moves
-    optim.average_decay = 0.9999  # of the parameters' moving average, the last decay it reaches
-    optim.loss_scale = 32768.0  # float16 only: where the dynamic scale starts
+    # Parameters to be moved in another way, as {'params': '*/bias', 'name': 'frozen'}; the first
+    # group that matches has them. A group may set name, learning_rate, momentum, nesterov, betas,
+    # weight_decay, decoupled_decay, epochs (after which its rate has come to its end), and for muon
+    # muon_steps (5) and fixed_norm (False).
+    optim.groups = ()
+    optim.ema_decay = 0.9999  # of parameters and model state, the last decay that it reaches
 
     config.summaries = summaries = ml_collections.ConfigDict()
     summaries.scalars = 10  # steps from one to the next, as of the others; 0: none

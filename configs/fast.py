@@ -26,15 +26,19 @@ def get_config(epochs: str = "20") -> ml_collections.ConfigDict:
     config.augment.max_shift = 2 if config.num_epochs <= 8 else 4
 
     optim = config.optim
-    optim.name = "muon"
     optim.learning_rate = 0.03  # of a kernel's initial size, at every step
+    kernels = ("conv1/kernel", "conv2/kernel", "local3/kernel", "local4/kernel")
+    optim.groups = (
+        {"params": kernels, "name": "muon"},
+        {"params": "*", "learning_rate": 0.02},
+    )
     optim.momentum = 0.9
     optim.nesterov = True
     optim.schedule = "linear"
     optim.warmup_epochs = 0.08 * config.num_epochs
     optim.weight_decay = 0.03
-    optim.decay_layers = optim.muon_layers
+    optim.decay_params = kernels
     optim.decoupled_decay = True
     optim.label_smoothing = 0.1
-    optim.average_decay = 0.995
+    optim.ema_decay = 0.995
     return config

@@ -19,5 +19,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.momentum = 0.9
     config.optim.schedule = "cosine"
     config.optim.warmup_epochs = 0.5
-    config.optim.average_decay = 0.99
+    config.optim.ema_decay = 0.99
     return config

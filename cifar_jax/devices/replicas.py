@@ -83,7 +83,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return put(tree, NamedSharding(mesh, P()))
 
 
-def split(tree: Any, mesh: Mesh) -> Any:
+def zero1_shardings(tree: Any, mesh: Mesh) -> Any:
     """A sharding for each array of `tree`: its longest axis that the devices divide is split over
     them; an array without such an axis is whole on each."""
 

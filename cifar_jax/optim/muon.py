@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-_STEPS = 5
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: steep at zero, within 0.7 and 1.2 after 5 steps
 
 
@@ -20,11 +19,12 @@ class InitialRMSState(NamedTuple):
     rms: Any  # like the parameters, a float32 scalar each
 
 
-def scale_by_muon() -> optax.GradientTransformation:
+def scale_by_muon(steps: int = 5, unscaled: bool = False) -> optax.GradientTransformation:
     """Orthogonal updates whose root mean square is the one that the kernel began with.
 
     The learning rate is then the share of its initial size that a kernel moves by in one step,
-    whatever its shape and its initialisation.
+    whatever its shape and its initialisation. With `unscaled` they stay orthogonal, for kernels
+    whose norm is fixed.
     """
 
     def init(params):
@@ -32,9 +32,9 @@ def scale_by_muon() -> optax.GradientTransformation:
 
     def update(updates, state, params=None):
         def one(update, rms):
-            matrix = orthogonalize(update.reshape(-1, update.shape[-1]))
+            matrix = orthogonalize(update.reshape(-1, update.shape[-1]), steps)
             # An orthogonal [n, m] has min(n, m) ones for its singular values.
-            scale = rms * max(matrix.shape) ** 0.5
+            scale = 1.0 if unscaled else rms * max(matrix.shape) ** 0.5
             return scale * matrix.reshape(update.shape)
 
         return jax.tree.map(one, updates, state.rms), state
@@ -42,23 +42,35 @@ def scale_by_muon() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def orthogonalize(matrix: jax.Array) -> jax.Array:
+def fix_norm() -> optax.GradientTransformation:
+    """Brings a kernel [..., m] to the norm sqrt(m) before it is updated; the last of a chain.
+
+    (Keller Jordan, github.com/KellerJordan/cifar10-airbench, airbench94_muon.)
+    """
+
+    def one(update, param):
+        return update + param * (param.shape[-1] ** 0.5 / jnp.linalg.norm(param) - 1)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(one, updates, params))
+
+
+def orthogonalize(matrix: jax.Array, steps: int = 5) -> jax.Array:
     """float32 [n, m] -> about U Vᵀ of its U Σ Vᵀ: singular values from 0.7 to 1.2, or 0 for 0.
 
-    Five steps X ← (a + b XXᵀ + c (XXᵀ)²) X from a norm of one. As each multiplies by a polynomial
+    `steps` times X ← (a + b XXᵀ + c (XXᵀ)²) X from a norm of one. As each multiplies by a polynomial
     of XXᵀ, all are taken on the Gram matrix of the shorter side, and X itself is touched twice
     instead of ten times: half of the work for [2304, 384].
     """
     if matrix.shape[0] > matrix.shape[1]:
-        return orthogonalize(matrix.T).T
+        return orthogonalize(matrix.T, steps).T
     matrix = matrix / (jnp.linalg.norm(matrix) + 1e-12)
     a, b, c = _QUINTIC
     gram, identity = _dot(matrix, matrix.T), jnp.eye(len(matrix))
     product = identity
-    for step in range(_STEPS):
+    for step in range(steps):
         factor = a * identity + b * gram + c * _dot(gram, gram)
         product = _dot(factor, product) if step else factor
-        if step + 1 < _STEPS:
+        if step + 1 < steps:
             gram = _dot(_dot(factor, gram), factor)
     return _dot(product, matrix)
 

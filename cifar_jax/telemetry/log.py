@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from cifar_jax import config as config_lib
 from cifar_jax import steps
 from cifar_jax.models import overview
+from cifar_jax.optim import paths
 from cifar_jax.telemetry import display, pictures, summaries
 from cifar_jax.workdir import records
 
@@ -37,7 +38,7 @@ class Log:
         run that has, as one does whose average loss is above `bound`."""
         self._bound = bound
         self._dead_since: dict[str, int] = {}  # layers without a gradient
-        self._told_of: set[str] = set()
+        self._warned_of: set[str] = set()
         self._layers: list[str] = []
         self.healthy = True  # since this was last set, and as far as metrics were read
         self._config, self._diverged, self._display, self._first = config, diverged, progress, first
@@ -63,7 +64,7 @@ class Log:
         self, params: Any, rows: Sequence[overview.LayerRow], class_names: Sequence[str]
     ) -> None:
         """Tells what is about to be trained."""
-        self._class_names, self._layers = class_names, sorted(params)
+        self._class_names, self._layers = class_names, steps.layer_names(params)
         table = overview.markdown(rows)
         self.line(get_parameter_overview(params, include_stats=False))
         self.line(table)
@@ -99,28 +100,28 @@ class Log:
         cadence = self._config.summaries
         return [n for n in (cadence.scalars, cadence.images, cadence.histograms) if n]
 
-    def note(self, number: int, metrics: steps.Metrics, told: dict[str, Any]) -> None:
+    def note(self, number: int, metrics: steps.Metrics, aux: dict[str, Any]) -> None:
         """Takes the metrics, [steps] each, of a call that has been dispatched and begins with step
         `number`, and what that step tells; reads those of the call before."""
         self.flush()
-        self._unread = number, metrics, told
+        self._unread = number, metrics, aux
 
     def flush(self) -> None:
         """Waits for the noted call. Raises UserError where the run has diverged."""
         if self._unread is None:
             return
         (number, *unread), self._unread = self._unread, None
-        metrics, told = jax.device_get(unread)
+        metrics, aux = jax.device_get(unread)
         count, now = len(metrics["loss"]), time.monotonic()
         seconds, self._time = (now - self._time) / count, now
         for i in range(count):
             dead = metrics["dead"][i]
             values = {name: float(v[i]) for name, v in metrics.items() if name != "dead"}
             self._check(number + i, values["loss"], dead)
-            self._read(number + i, values, seconds, {} if i else told)
+            self._read(number + i, values, seconds, {} if i else aux)
 
     def _read(
-        self, number: int, values: dict[str, float], seconds: float, told: dict[str, Any]
+        self, number: int, values: dict[str, float], seconds: float, aux: dict[str, Any]
     ) -> None:
         for name, average in self._averages.items():
             values[f"{name}_average"] = average.update(values[name])
@@ -128,11 +129,11 @@ class Log:
         self._scalar_pace.add(seconds)
         self._show(number, values)
         if _due(self._config.summaries.scalars, number):
-            self._write_scalars(number, values, told)
+            self._write_scalars(number, values, aux)
         if _due(self._config.summaries.histograms, number):
-            self._write_histograms(number, told)
+            self._write_histograms(number, aux)
         if _due(self._config.summaries.images, number):
-            self._write_images(number, told)
+            self._write_images(number, aux)
 
     def _check(self, number: int, loss: float, dead: np.ndarray) -> None:
         """Raises what `diverged` makes where a run cannot recover, or says it once."""
@@ -170,9 +171,9 @@ class Log:
         self.healthy = False
         if self._config.divergence.action == "stop":
             raise self._diverged(what)
-        if kind not in self._told_of:
+        if kind not in self._warned_of:
             self.line(f"{what}. Training goes on, as config.divergence.action says.")
-        self._told_of.add(kind)
+        self._warned_of.add(kind)
 
     def _show(self, number: int, values: dict[str, float]) -> None:
         loss, average = values["loss"], values["loss_average"]
@@ -184,7 +185,7 @@ class Log:
             self.line(display.train_line(number, loss, batch_size, seconds))
             self._display.note(**{"images/s": f"{batch_size / seconds:,.0f}"})
 
-    def _write_scalars(self, number: int, values: dict[str, float], told: dict[str, Any]) -> None:
+    def _write_scalars(self, number: int, values: dict[str, float], aux: dict[str, Any]) -> None:
         seconds, waiting = self._scalar_pace.take()
         speed = {
             "examples_per_second": self._config.batch_size / seconds,
@@ -192,25 +193,24 @@ class Log:
             "data_wait": waiting,
             "data_fill": self._fill,
         }
-        more = {name: float(value) for name, value in told["scalars"].items()}
+        more = {name: float(value) for name, value in aux["scalars"].items()}
         self._writer.scalars(number, {**values, **speed, **more})
 
-    def _write_histograms(self, number: int, told: dict[str, Any]) -> None:
+    def _write_histograms(self, number: int, aux: dict[str, Any]) -> None:
         for tree in ("params", "gradients"):
-            for layer, weights in told[tree].items():
-                for name, value in weights.items():
-                    self._writer.histogram(number, f"{tree}/{layer}/{name}", value)
-        for layer, value in told["layers"].items():
+            for name, value in paths.flatten(aux[tree]).items():
+                self._writer.histogram(number, f"{tree}/{name}", value)
+        for layer, value in aux["activations"].items():
             self._writer.histogram(number, f"activations/{layer}", value)
 
-    def _write_images(self, number: int, told: dict[str, Any]) -> None:
-        captions = [self._class_names[label] for label in told["labels"]]
-        images = told["images"]
+    def _write_images(self, number: int, aux: dict[str, Any]) -> None:
+        captions = [self._class_names[label] for label in aux["labels"]]
+        images = aux["images"]
         self._writer.image(
             number, "inputs", lambda: pictures.grid(pictures.visible(images), captions)
         )
-        first = next((w["kernel"] for w in told["params"].values() if w["kernel"].ndim == 4), None)
-        if first is not None and first.shape[2] == 3:
+        kernels = [p for p in paths.flatten(aux["params"]).values() if p.ndim == 4]
+        if kernels and (first := kernels[0]).shape[2] in (1, 3):
             self._writer.image(number, "filters", lambda: pictures.filters(first))
 
     def saved(self, step: int, precision: float | None) -> None:

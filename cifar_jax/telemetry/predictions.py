@@ -19,7 +19,7 @@ class Predictions(NamedTuple):
         return self.classes[:, 0] == self.labels
 
     @property
-    def precision_at_1(self) -> float:
+    def accuracy(self) -> float:
         return float(self.right.mean())
 
 
@@ -30,7 +30,7 @@ def confusion(predictions: Predictions, num_classes: int) -> np.ndarray:
     return matrix
 
 
-def class_precisions(matrix: np.ndarray) -> np.ndarray:
+def recalls(matrix: np.ndarray) -> np.ndarray:
     """float [num_classes]: the share of each label's images that were given it; NaN without any."""
     count = matrix.sum(1)
     return np.where(count > 0, matrix.diagonal() / np.maximum(count, 1), np.nan)
@@ -41,12 +41,12 @@ class Calibration(NamedTuple):
 
     images: np.ndarray  # int [bins]
     confidence: np.ndarray  # float [bins], the mean probability; NaN in an empty bin
-    precision: np.ndarray  # float [bins], the share that is right; NaN in an empty bin
+    accuracy: np.ndarray  # float [bins], the share that is right; NaN in an empty bin
 
     @property
     def error(self) -> float:
-        """The expected calibration error: |confidence - precision|, weighted by the images."""
-        gap = np.abs(self.confidence - self.precision)
+        """The expected calibration error: |confidence - accuracy|, weighted by the images."""
+        gap = np.abs(self.confidence - self.accuracy)
         return float(np.nansum(gap * self.images) / self.images.sum())
 
 

@@ -79,12 +79,17 @@ class Writer:
             records.append(self._path, record)
             for name, value in values.items():
                 if math.isfinite(value):  # else tensorboardX warns, of each one
-                    self._event(step, summary.scalar(name, value), now)
+                    self._event(step, summary.scalar(self._tag(name), value), now)
 
         if self._queue.qsize() < MAX_WAITING:
             self._put(write)
         else:
             self._say_once("Summaries come faster than they can be written: scalars are left out.")
+
+    def _tag(self, name: str) -> str:
+        """The tutorial's, of an evaluation's accuracy."""
+        evaluated = self._kind != "train" and name.startswith("accuracy")
+        return name.replace("accuracy", "precision_at_1") if evaluated else name
 
     def histogram(self, step: int, name: str, values: Any) -> None:
         """Of any array. NaN and infinity are left out, and their number is told as a scalar."""

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from orbax.checkpoint import multihost
 
 from cifar_jax import files
@@ -161,16 +162,31 @@ def _read(path: Path, template: Any) -> Any:
         return reader.restore(path, template)
 
 
-def restore(folder: Path, step: int, like: Any) -> Any:
+def _read_part(path: Path, template: dict[str, Any]) -> Any:
+    """What of a saved pytree `template`, nested dicts, has."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        saved = traverse_util.flatten_dict(reader.metadata(path).item_metadata.tree, sep=".")
+        for name, wanted in traverse_util.flatten_dict(template, sep=".").items():
+            if name not in saved:  # Orbax would leave there what is in the memory
+                raise ValueError(f"it has no {name}")
+            if saved[name].shape != wanted.shape:
+                raise ValueError(f"{name} is {saved[name].shape}, expected {wanted.shape}")
+        as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
+        wanted = ocp.args.PyTreeRestore(template, restore_args=as_arrays, partial_restore=True)
+        return reader.restore(path, args=wanted)
+
+
+def restore(folder: Path, step: int, like: Any, *, partial: bool = False) -> Any:
     """The pytree saved at `step`, with the structure and dtypes of `like`, as numpy arrays.
 
-    Raises FileNotFoundError where the checkpoint is gone, and UserError where it cannot be read or
-    holds another structure.
+    With `partial`, `like` are nested dicts, and what else was saved is passed over. Raises
+    FileNotFoundError where the checkpoint is gone, and UserError where it cannot be read or holds
+    another structure.
     """
     template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
     path = (folder / str(step)).absolute()
     try:
-        tree = _read(path, template)
+        tree = _read_part(path, template) if partial else _read(path, template)
         for found, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(template), strict=True):
             if found.shape != wanted.shape:  # which Orbax does not look at
                 raise ValueError(f"an array is {found.shape}, expected {wanted.shape}")

@@ -1,0 +1,17 @@
+"""The exponential moving average (EMA) of parameters and of a model's state."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def update(ema: Any, variables: Any, step: jax.Array, decay: float) -> Any:
+    """The EMA after update number `step` (the first is 1), which has led to `variables`.
+
+    ema -= (1 - d)·(ema - variables) with d = min(decay, (1 + step)/(10 + step)), as
+    tf.train.ExponentialMovingAverage does with the global step. optax.ema averages the updates
+    instead.
+    """
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda average, value: average - rate * (average - value), ema, variables)

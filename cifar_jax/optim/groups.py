@@ -1,0 +1,115 @@
+"""Parameter groups: which parameters are moved how."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cifar_jax.errors import UsageError, unknown
+from cifar_jax.optim import paths
+
+NAMES = ("sgd", "adam", "adamw", "muon", "frozen")
+
+
+class Group(NamedTuple):
+    """What config.optim says of some parameters, or one of config.optim.groups instead of it."""
+
+    params: tuple[str, ...]  # patterns of paths
+    name: str
+    learning_rate: float
+    momentum: float  # sgd, muon
+    nesterov: bool  # sgd, muon
+    betas: tuple[float, float]  # adam, adamw
+    weight_decay: float | None  # None: config.optim.weight_decay, of config.optim.decay_params
+    decoupled_decay: bool
+    epochs: float  # of a schedule of its own, with which its rate ends; 0: the run's
+    muon_steps: int
+    fixed_norm: bool  # muon: sets a kernel's norm to the root of its outputs at every step
+
+    @property
+    def decoupled(self) -> bool:
+        return self.decoupled_decay or self.name == "adamw"
+
+
+# What a group may say, beside "params"; what it does not say, it has from config.optim or here.
+_OWN = {"weight_decay": None, "epochs": 0.0, "muon_steps": 5, "fixed_norm": False}
+_NUMBERS = ("learning_rate", "weight_decay", "muon_steps")
+_FIELDS = tuple(name for name in Group._fields if name != "params")
+
+
+def groups(config: ConfigDict) -> list[Group]:
+    """The groups of `config.optim`, and last the one that takes all parameters that are left.
+
+    Raises UsageError for an unknown field or optimiser and for values that cannot work.
+    """
+    base = {name: _OWN[name] if name in _OWN else config[name] for name in _FIELDS}
+    found = [_group(f"groups[{i}]", base, given) for i, given in enumerate(config.groups)]
+    return [*found, _group("", base, {"params": "*"})]
+
+
+def _group(field: str, base: dict[str, Any], given: Any) -> Group:
+    where = f"config.optim.{field}".rstrip(".")
+    if not hasattr(given, "items") or "params" not in given:
+        raise UsageError(
+            f"{where} = {given!r}, expected a dict as {{'params': '*/bias', 'name': 'frozen'}}."
+        )
+    for name in given:
+        if name not in ("params", *_FIELDS):
+            raise unknown(f"field in {where}", name, ("params", *_FIELDS))
+    patterns = given["params"]
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    group = Group(**{**base, **given, "params": patterns})
+    if group.name not in NAMES:
+        raise unknown(f"{where}.name", group.name, NAMES)
+    for name, end in (("momentum", 1), *((n, math.inf) for n in ("epochs", *_NUMBERS))):
+        value = getattr(group, name)
+        if value is None and name == "weight_decay":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < end:
+            raise UsageError(f"{where}.{name} = {value!r}, expected from 0 to below {end}.")
+    if group.nesterov and not group.momentum and group.name in ("sgd", "muon"):
+        raise UsageError(f"{where}.nesterov is set without {where}.momentum.")
+    return group
+
+
+def assign(params: Any, config: ConfigDict) -> dict[str, Group]:
+    """The group of each parameter, by path: the first that matches it.
+
+    Raises UsageError for a pattern that matches none, and for a group that is left without any.
+    """
+    names, chosen = list(paths.flatten(params)), {}
+    every = groups(config)
+    for i, group in enumerate(every):
+        matched = paths.matching(names, group.params, f"groups[{i}]") if names else []
+        new = [name for name in matched if name not in chosen]
+        if not new and i < len(every) - 1:
+            raise UsageError(
+                f"config.optim.groups[{i}] has no parameter: earlier groups match all of "
+                f"{', '.join(group.params)}. Put it before them."
+            )
+        chosen |= dict.fromkeys(new, group)
+    for name, leaf in paths.flatten(params).items():
+        if chosen[name].name == "muon" and jnp.ndim(leaf) < 2:
+            raise UsageError(
+                f"config.optim: muon moves matrices and kernels, and {name} has the shape "
+                f"{jnp.shape(leaf)}. Put it into one of config.optim.groups that come before, as "
+                "{'params': '*/bias', 'name': 'sgd'}."
+            )
+    return {name: chosen[name] for name in names}
+
+
+def decays(params: Any, config: ConfigDict, decoupled: bool | None = None) -> dict[str, float]:
+    """The weight decay of each parameter that has one, by path; of those alone whose decay is
+    `decoupled`, or is not, where that is asked."""
+    assigned, inherited = assign(params, config), set()
+    if config.weight_decay:
+        inherited = set(paths.matching(list(assigned), config.decay_params, "decay_params"))
+    found = {}
+    for name, group in assigned.items():
+        decay = group.weight_decay
+        if decay is None:
+            decay = config.weight_decay if name in inherited else 0.0
+        if decay and group.name != "frozen" and decoupled in (None, group.decoupled):
+            found[name] = decay
+    return found
