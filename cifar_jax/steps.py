@@ -71,12 +71,9 @@ def shardings(state: TrainState, mesh: Mesh, split_optimizer: bool) -> TrainStat
     return whole.replace(opt_state=replicas.split(state.opt_state, mesh))
 
 
-def predict(model: nn.Module, params: Any, images: jax.Array, **options: bool) -> Any:
-    """float32 logits [B, num_classes] of standardised images [B, crop, crop, C].
-
-    With `return_layers=True`, also what each layer puts out, by its name.
-    """
-    return model.apply({"params": params}, images, **options)  # type: ignore[arg-type]
+def predict(model: nn.Module, params: Any, images: jax.Array) -> jax.Array:
+    """float32 logits [B, num_classes] of standardised images [B, crop, crop, C]."""
+    return models.forward(model, {"params": params}, images, train=False)[0]
 
 
 def predict_in_parts(model: nn.Module, params: Any, images: jax.Array) -> jax.Array:
@@ -202,10 +199,9 @@ def differentiate(
     images = augment.distort(batch["key"], batch["image"], config.augment)
 
     def loss_fn(params):
-        if detail >= Detail.TENSORS:
-            logits, layers = predict(model, params, images, return_layers=True)
-        else:
-            logits, layers = predict(model, params, images), {}
+        logits, _, layers = models.forward(
+            model, {"params": params}, images, train=True, layers=detail >= Detail.TENSORS
+        )
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         loss = smooth(cross_entropy, logits, config.optim.label_smoothing).mean()
         metrics = {
