@@ -15,7 +15,7 @@ ROOMS = {  # what each may import beside `EVERYWHERE` and itself
     "optim": set(),
     "inputs": set(),
     "ops": set(),
-    "models": {"ops"},
+    "models": {"ops", "devices"},
     "data": {"devices"},
     "steps": {"inputs", "models", "optim", "devices"},
     "config": {"data", "inputs", "models", "optim", "devices"},

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from cifar_jax import config as config_lib
-from cifar_jax import optim, steps
+from cifar_jax import models, optim, steps
 from cifar_jax.devices import replicas
 from cifar_jax.inputs import augment
 from tests.conftest import ROOT, random_images
@@ -51,7 +51,9 @@ def worked_out_apart(config, params, batch):
     model = steps.make_model(config, 10)
 
     def total_loss(params):
-        logits, layers = steps.predict(model, params, images, return_layers=True)
+        logits, _, layers = models.forward(
+            model, {"params": params}, images, train=True, layers=True
+        )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return losses.mean() + optim.l2_penalty(params, config.optim), layers
 

@@ -1,13 +1,53 @@
-"""The registry of networks: each name belongs to one file of this folder."""
+"""The registry of networks: each name belongs to one file of this folder.
 
+A network is a `flax.linen.Module` with the fields `num_classes` and `dtype`, of the computation;
+its parameters are float32. Called with standardised float32 images [B, H, W, C] and `train`, it
+returns float32 logits [B, num_classes]. Collections other than "params", such as the batch
+statistics, are its state. What its layers put out it publishes (`activations.publish`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from cifar_jax.models import cnn
+from cifar_jax.models import activations, cnn
 
-_MODELS: dict[str, type[nn.Module]] = {"cnn": cnn.CNN}
+_MODELS: dict[str, type[nn.Module]] = {
+    "cnn": cnn.CNN,
+}
 NAMES = tuple(_MODELS)
 
 
 def create(name: str, num_classes: int, dtype: str) -> nn.Module:
     """The network `name` for `num_classes`, computing in `dtype` on float32 parameters."""
     return _MODELS[name](num_classes=num_classes, dtype=dtype)
+
+
+def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Variables for images of `image_shape` (H, W, C): {"params": …, and the model's state}."""
+    return dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
+
+
+def forward(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    *,
+    train: bool,
+    layers: bool = False,
+) -> tuple[jax.Array, dict[str, Any], dict[str, jax.Array]]:
+    """(float32 logits [B, num_classes], the model's state, activations) of standardised images.
+
+    The state is every collection of `variables` but "params": after this batch where `train`, the
+    same otherwise. The activations are those that the model publishes, by their path in the
+    model's order; {} without `layers`.
+    """
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+    mutable = [*(state if train else ()), *((activations.COLLECTION,) if layers else ())]
+    logits, changed = model.apply(dict(variables), images, train=train, mutable=mutable)
+    state.update(changed)
+    published = activations.by_path(state.pop(activations.COLLECTION, {}))
+    return logits, state, published

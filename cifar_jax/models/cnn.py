@@ -4,53 +4,54 @@ conv1 → pool1 → norm1 → conv2 → norm2 → pool2 → local3 → local4 �
 convolution and dense layer but the last is followed by a ReLU.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cifar_jax.models.activations import publish, wanted
 from cifar_jax.ops.conv import conv
 from cifar_jax.ops.lrn import lrn
 from cifar_jax.ops.max_pool import max_pool
 
 
 class CNN(nn.Module):
-    """[B, H, W, 3] images, standardised -> float32 [B, num_classes] logits, without softmax.
+    """[B, H, W, C] images, standardised -> float32 [B, num_classes] logits, without softmax.
 
-    With `return_layers`, also what every layer puts out, by name: the layers the tutorial
-    summarises.
+    It publishes the layers the tutorial summarises, and computes the same in training.
     """
 
     num_classes: int = 10
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, return_layers: bool = False):
-        layers: dict[str, jax.Array] = {}
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        layer = partial(publish, self)
         x = images.astype(self.dtype)
 
         kernel, bias = self._weights("conv1", (5, 5, x.shape[-1], 64), stddev=5e-2, bias=0.0)
         x = conv(x, kernel)
-        if return_layers:
-            layers["conv1"] = nn.relu(x + bias)
+        if wanted(self):
+            layer("conv1", nn.relu(x + bias))
         # Bias and ReLU never decrease and so commute with a maximum: after the pooling they touch
         # a quarter of the values and give the same ones.
-        x = layers["pool1"] = nn.relu(max_pool(x) + bias)
-        x = layers["norm1"] = lrn(x)
+        x = layer("pool1", nn.relu(max_pool(x) + bias))
+        x = layer("norm1", lrn(x))
 
         kernel, bias = self._weights("conv2", (5, 5, 64, 64), stddev=5e-2, bias=0.1)
-        x = layers["conv2"] = nn.relu(conv(x, kernel) + bias)
-        x = layers["norm2"] = lrn(x)
-        x = layers["pool2"] = max_pool(x)
+        x = layer("conv2", nn.relu(conv(x, kernel) + bias))
+        x = layer("norm2", lrn(x))
+        x = layer("pool2", max_pool(x))
 
         x = x.reshape(x.shape[0], -1)
         for name, features in (("local3", 384), ("local4", 192)):
             kernel, bias = self._weights(name, (x.shape[-1], features), stddev=4e-2, bias=0.1)
-            x = layers[name] = nn.relu(x @ kernel + bias)
+            x = layer(name, nn.relu(x @ kernel + bias))
 
         shape = (x.shape[-1], self.num_classes)
         kernel, bias = self._weights("softmax_linear", shape, stddev=1 / 192, bias=0.0)
-        logits = layers["softmax_linear"] = (x @ kernel + bias).astype(jnp.float32)
-        return (logits, layers) if return_layers else logits
+        return layer("softmax_linear", (x @ kernel + bias).astype(jnp.float32))
 
     def _weights(self, layer: str, shape: tuple[int, ...], stddev: float, bias: float):
         """The kernel and bias of a layer, float32 as parameters, `dtype` in the computation."""

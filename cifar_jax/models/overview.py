@@ -1,42 +1,74 @@
 """A model layer by layer: what it puts out, how many parameters it has, what it costs."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
+
+from cifar_jax.models import activations
 
 
 class LayerRow(NamedTuple):
-    name: str
+    name: str  # its path
     shape: tuple[int, ...]  # of what the layer puts out for one image
     parameters: int
     multiply_adds: int  # for one image, of kernels alone
 
 
 def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[LayerRow]:
-    """The rows of a model that can `return_layers`; computes nothing."""
+    """The rows of a model by path, in its order; computes nothing.
+
+    A row for everything that the model publishes, and for each of its modules within which nothing
+    is. Parameters outside of all these stand last, with the shape () as nothing is known of it.
+    """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-
-    names: list[str] = []
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def run(variables, images):
-        _, outputs = model.apply(variables, images, return_layers=True)
-        names.extend(outputs)  # in the model's order: what a trace returns is sorted
+        # flax itself publishes what each module returns, as "__call__".
+        mutable = [activations.COLLECTION]
+        _, found = model.apply(variables, images, mutable=mutable, capture_intermediates=True)
+        outputs = activations.by_path(found.get(activations.COLLECTION, {}))
+        shapes.update(_shapes(outputs))  # in the model's order: what a trace returns is sorted
         return outputs
 
-    outputs, params = jax.eval_shape(run, variables, images), variables["params"]
-    return [_row(name, outputs[name].shape[1:], params.get(name, {})) for name in names]
+    jax.eval_shape(run, variables, images)
+    weights: dict[str, dict[str, Any]] = {path: {} for path in shapes}
+    for path, array in activations.by_path(variables["params"]).items():
+        owner = _owner(path, shapes)
+        weights.setdefault(owner, {})[path.removeprefix(owner + "/")] = array
+    return [_row(path, shapes.get(path, ()), arrays) for path, arrays in weights.items()]
 
 
-def _row(name: str, shape: tuple[int, ...], weights: dict[str, Any]) -> LayerRow:
+def _shapes(outputs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of one image, by path: of what is published, and of modules within which nothing is."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path, value in outputs.items():
+        module, _, name = path.rpartition("/")
+        if name == "__call__":
+            if not module or any(other.startswith(f"{module}/") for other in found):
+                continue
+            path, value = module, value[-1]  # flax keeps a tuple, of every call
+        if isinstance(value, jax.Array):
+            found[path] = value.shape[1:]
+    return found
+
+
+def _owner(path: str, layers: Iterable[str]) -> str:
+    """The innermost of `layers` that the parameter at `path` lies in, or else what it stands in."""
+    around = [layer for layer in layers if path.startswith(f"{layer}/")]
+    return max(around, key=len, default=path.rpartition("/")[0] or path)
+
+
+def _row(path: str, shape: tuple[int, ...], weights: dict[str, Any]) -> LayerRow:
     parameters = sum(array.size for array in weights.values())
-    places = int(np.prod(shape[:-1]))  # where a kernel is put to
-    multiply_adds = weights["kernel"].size * places if "kernel" in weights else 0
-    return LayerRow(name, tuple(shape), parameters, multiply_adds)
+    places = math.prod(shape[:-1])  # where a kernel is put to
+    multiply_adds = weights["kernel"].size * places if shape and "kernel" in weights else 0
+    return LayerRow(path, tuple(shape), parameters, multiply_adds)
 
 
 def markdown(rows: Sequence[LayerRow]) -> str:

@@ -25,7 +25,9 @@ def model():
 
 @pytest.fixture(scope="module")
 def params(model):
-    return model.init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))["params"]
+    variables = models.init(model, jax.random.key(0), (24, 24, 3))
+    assert set(variables) == {"params"}
+    return variables["params"]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def test_initial_distribution(params, layer):
 
 def test_layers_are_the_tutorials_formulas_one_by_one(model, params, images):
     """Each from the one before it, written the plain way: bias and ReLU before the pooling."""
-    logits, layers = model.apply({"params": params}, images, return_layers=True)
+    logits, _, layers = models.forward(model, {"params": params}, images, train=True, layers=True)
 
     def conv(x, name):
         dimensions = ("NHWC", "HWIO", "NHWC")
@@ -86,14 +88,14 @@ def test_layers_are_the_tutorials_formulas_one_by_one(model, params, images):
 
 def test_bias_after_the_pooling_is_bias_before_it(model, params, images):
     shifted = {**params, "conv1": {**params["conv1"], "bias": jnp.linspace(-1, 1, 64)}}
-    _, layers = model.apply({"params": shifted}, images, return_layers=True)
+    _, _, layers = models.forward(model, {"params": shifted}, images, train=False, layers=True)
     np.testing.assert_allclose(layers["pool1"], max_pool_plain(layers["conv1"]), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_computes_close_to_float32(model, params, images, dtype):
     half = models.create("cnn", num_classes=10, dtype=dtype)
-    logits, layers = half.apply({"params": params}, images, return_layers=True)
+    logits, _, layers = models.forward(half, {"params": params}, images, train=False, layers=True)
     assert logits.dtype == jnp.float32
     assert layers["conv2"].dtype == jnp.dtype(dtype)
     expected = model.apply({"params": params}, images)
