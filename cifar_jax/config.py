@@ -17,7 +17,7 @@ from cifar_jax.devices import replicas
 from cifar_jax.errors import UsageError, unknown
 from cifar_jax.inputs import augment
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 DATASET_FIELDS = (  # which images are read
     *("data.source", "data.dir", "data.shards", "data.tfds_name", "data.tfds_train_split"),
     *("data.tfds_test_split", "data.synthetic_train", "data.synthetic_test", "data.synthetic_seed"),
@@ -139,7 +139,6 @@ def _validate_numbers(config: ConfigDict) -> None:
         "optim.learning_rate",
         "optim.decay_epochs",
         "optim.decay_factor",
-        "optim.loss_scale",
         "checkpoint.keep",
         "divergence.factor",
         "eval.batch_size",
@@ -161,8 +160,7 @@ def _validate_numbers(config: ConfigDict) -> None:
         "optim.warmup_epochs",
         "optim.label_smoothing",
         "optim.weight_decay",
-        "optim.muon_sgd_rate",
-        "optim.average_decay",
+        "optim.ema_decay",
         "summaries.scalars",
         "summaries.images",
         "summaries.histograms",
@@ -175,7 +173,7 @@ def _validate_numbers(config: ConfigDict) -> None:
         if not math.isfinite(value) or value < 0 or (path in positive and value == 0):
             expected = "more than 0" if path in positive else "0 or more"
             raise UsageError(f"config.{path} = {value}, expected {expected}.")
-    for path in ("optim.momentum", "optim.label_smoothing", "optim.average_decay"):
+    for path in ("optim.momentum", "optim.label_smoothing", "optim.ema_decay"):
         if (value := _get(config, path)) >= 1:
             raise UsageError(f"config.{path} = {value}, expected less than 1.")
     if config.seed >= 2**32:
@@ -219,8 +217,7 @@ def _validate_combinations(config: ConfigDict) -> None:
     profile = config.profile.steps
     if len(profile) != 2 or not all(isinstance(n, int) for n in profile) or profile[0] > profile[1]:
         raise UsageError(f"config.profile.steps = {profile}, expected two steps as in (100, 110).")
-    if config.optim.nesterov and not config.optim.momentum:
-        raise UsageError("config.optim.nesterov is set without config.optim.momentum.")
+    optim.groups(config.optim)
 
 
 def flat(fields: ConfigDict | dict[str, Any]) -> dict[str, Any]:

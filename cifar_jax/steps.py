@@ -5,7 +5,6 @@ mean, wherever its arrays are.
 """
 
 import enum
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,6 +23,7 @@ from cifar_jax import models, optim
 from cifar_jax.devices import replicas
 from cifar_jax.devices.replicas import AXIS
 from cifar_jax.inputs import Inputs, Targets
+from cifar_jax.inputs import weights as view_weights
 from cifar_jax.optim import ema, paths
 
 Batch = dict[str, jax.Array]  # "image" uint8 [B, H, W, C]; int32 [B]: "label", "index", "epoch"
@@ -117,6 +117,7 @@ class Detail(enum.IntEnum):
 def train_step(
     state: TrainState,
     batch: Batch,
+    dataset: Batch | None = None,
     *,
     config: ConfigDict,
     model: nn.Module,
@@ -129,6 +130,7 @@ def train_step(
     """One update by a global batch; its metrics, of the batch and the parameters before it; and
     auxiliary outputs.
 
+    Where the `batch` has no images and labels, the `dataset` has all of the split on each device.
     The update is the same at any `detail`. The auxiliary outputs are {} for NONE; "scalars" by name
     for SCALARS; for TENSORS also "gradients" and "params" as the parameters are, and of `SHOWN`
     images of the batch the "images" as the network saw them, their "labels", and "activations" by
@@ -136,7 +138,7 @@ def train_step(
     """
     gradient = partial(mean_gradient, config=config, model=model, inputs=inputs, detail=detail)
     gradients, model_state, metrics, aux = replicas.on_replicas(gradient, mesh, sharded={3: 0})(
-        state.params, state.model_state, state.step, batch
+        state.params, state.model_state, state.step, batch, dataset or {}
     )
     metrics["dead"] = without_gradient(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -165,6 +167,7 @@ def mean_gradient(
     model_state: Any,
     step: jax.Array,
     batch: Batch,
+    dataset: Batch,
     *,
     config: ConfigDict,
     model: nn.Module,
@@ -177,6 +180,7 @@ def mean_gradient(
 
     Run on each replica, with its part of the batch.
     """
+    batch = batch | {name: array[batch["index"]] for name, array in dataset.items()}
     keys = image_keys(config.seed, step, len(batch["label"]))
     # The gradient with respect to parameters that are one value for all replicas would arrive
     # summed over them. As a value of each replica it arrives local, for pmean to average.
@@ -323,11 +327,12 @@ def predict_step(
     """What the model says of each image: "classes" and "probabilities" [B, 3], "cross_entropy" [B].
 
     The most probable first, and fewer than three where there are fewer classes. The probabilities
-    are the mean of those of `views` (`Inputs.evaluate`).
+    are the weighted mean of those of `views` (`Inputs.evaluate`).
     """
     looks = inputs.evaluate(batch["image"], views)
     logits = jnp.stack([predict(model, variables, images) for images in looks])
-    log_mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(len(looks))
+    weights = jnp.array(view_weights(views))[:, None, None]
+    log_mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0, b=weights)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(log_mean, batch["label"])
     log_probabilities, classes = lax.top_k(log_mean, min(TOP, log_mean.shape[-1]))
     return {

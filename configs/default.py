@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.join_seconds = 120.0  # for which the processes wait for each other at the start
     config.heartbeat_seconds = 30.0  # without a sign of life after which one is taken for lost
     config.shard_optimizer = False  # True: its state and the averages split over the devices
-    config.dtype = "float32"  # of the computation; 'bfloat16'. Parameters stay float32
+    config.dtype = "float32"  # of the computation, or 'bfloat16'. Parameters stay float32
     config.steps_per_call = 0  # in one program; 0: 1 on CPUs, up to 100 between summaries elsewhere
     config.log_every_steps = 10
 

@@ -141,7 +141,7 @@ def data_parallel(
 # -- what the processes tell each other, in step --
 
 
-def wish(value: int, mesh: Mesh) -> jax.Array:
+def request(value: int, mesh: Mesh) -> jax.Array:
     """int32 [devices]: for each device the `value` of its process."""
     local = np.full(len(mesh.local_devices), value, np.int32)
     sharding = NamedSharding(mesh, P(AXIS))

@@ -28,7 +28,7 @@ _IDENTITY = (
     "augment.crop_size",
     "optim.name",
     "optim.decoupled_decay",
-    "optim.muon_layers",
+    "optim.groups",
 )
 # Where the same images lie on this machine, and how they get to the device.
 _MACHINE = (
@@ -41,8 +41,8 @@ _MACHINE = (
     "data.num_threads",
     "data.prefetch",
 )
-# What decides whether the optimiser's state holds a velocity, or a loss scale.
-_STATE = {"optim.momentum": bool, "dtype": lambda dtype: dtype == "float16"}
+# What decides whether the optimiser's state holds a velocity.
+_STATE = {"optim.momentum": bool}
 
 
 def store(config: ConfigDict, workdir: Path, step: int, device: str) -> None:

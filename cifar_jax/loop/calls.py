@@ -1,0 +1,131 @@
+"""Compiled calls: some training steps as one program."""
+
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cifar_jax.data import feeds
+from cifar_jax.devices import replicas
+from cifar_jax.loop.signals import Stop
+from cifar_jax.steps import Detail, TrainState
+from cifar_jax.telemetry.log import Log
+
+_COMPILING = {
+    Detail.NONE: "without summaries",
+    Detail.SCALARS: "with norms",
+    Detail.TENSORS: "with norms, pictures and histograms",
+}
+
+
+class NotCompiled(Exception):
+    """A signal came before a step was compiled."""
+
+
+class Calls:
+    """Runs some steps as one program, which is compiled when it is first asked for.
+
+    Each call carries what every process requests, a save or a stop, so that all of them come to
+    know of the same requests at the same step, without a word beside the steps.
+    """
+
+    def __init__(
+        self,
+        step: Callable,
+        mesh: Mesh,
+        feed: feeds.Feed,
+        dataset: dict[str, jax.Array],
+        log: Log,
+        stop: Stop,
+    ):
+        """`dataset` is what `compile_steps` takes."""
+        self._step, self._mesh, self._feed, self._log, self._stop = step, mesh, feed, log, stop
+        self._dataset = dataset
+        self._programs: dict[tuple[int, Detail], jax.stages.Compiled] = {}
+        self._requests: tuple[jax.Array | None, jax.Array | None] = None, None
+
+    def __call__(self, state: TrainState, number: int, count: int, request: int) -> Any:
+        """`count` steps from `number` on: the new state, the metrics, and the auxiliary outputs of
+        the first step. `request` is this process's."""
+        log, detail = self._log, self._log.detail(number)
+        batches, requests = self._feed.get(number, count), replicas.request(request, self._mesh)
+        log.fed(self._feed.take_wait(), self._feed.occupancy)
+        if (count, detail) not in self._programs:
+            log.line(
+                f"Compiling the training step {_COMPILING[detail]}: about 10 s, or 1 s where it is "
+                "in the cache."
+            )
+            log.flush()  # what runs beside the compilation would seem to take no time
+            with log.paused():
+                self._programs[count, detail] = self._compile(detail, state, batches)
+        program = self._programs[count, detail]
+        *results, greatest = program(state, batches, self._dataset, requests)
+        self._requests = self._requests[1], greatest
+        return results
+
+    def _compile(self, detail: Detail, state: TrainState, batches: Any) -> jax.stages.Compiled:
+        """Raises NotCompiled where a signal comes meanwhile and this process may act alone.
+
+        In a thread: XLA compiles for many seconds, in which Python would run no handler.
+        """
+        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compile")
+        compiled = pool.submit(
+            compile_steps, self._step, detail, self._mesh, state, batches, self._dataset
+        )
+        pool.shutdown(wait=False)
+        while True:
+            try:
+                return compiled.result(timeout=0.1)
+            except concurrent.futures.TimeoutError:
+                if self._stop.signal and jax.process_count() == 1:
+                    raise NotCompiled from None
+
+    def request(self) -> int:
+        """The greatest request that came with the call before the last, which has ended by now."""
+        return 0 if self._requests[0] is None else int(self._requests[0])
+
+    def forget_requests(self) -> None:
+        """What was requested so far is done."""
+        self._requests = None, None
+
+
+def compile_steps(
+    step: Callable,
+    detail: Detail,
+    mesh: Mesh,
+    state: TrainState,
+    batches: dict[str, jax.Array],
+    dataset: dict[str, jax.Array],
+) -> jax.stages.Compiled:
+    """Several steps in one program; the state's memory is reused.
+
+    The program takes (state, batches, dataset, requests), the first three as they are here: the
+    batches of a `feeds.Feed`, each [steps, global batch, …]; the "image" and "label" of the whole
+    split, where the batches have none, else {}; and `replicas.request`. It gives the new state, the
+    metrics of every step, [steps] each, the auxiliary outputs of the first step, and the greatest
+    request.
+    """
+    state_shardings = jax.tree.map(lambda array: array.sharding, state)
+
+    def run(state, batches, dataset, requests):
+        def one(state, batch, detail=Detail.NONE):
+            state, metrics, aux = step(state, batch, dataset, detail=detail)
+            return lax.with_sharding_constraint(state, state_shardings), (metrics, aux)
+
+        first, rest = (jax.tree.map(lambda x, i=i: x[i], batches) for i in (0, slice(1, None)))
+        state, (metrics, aux) = one(state, first, detail)
+        metrics = jax.tree.map(lambda value: value[None], metrics)
+        if len(batches["index"]) > 1:  # else without a loop, which would hinder XLA on CPUs
+            state, (more, _) = lax.scan(one, state, rest)
+            metrics = jax.tree.map(lambda *values: jnp.concatenate(values), metrics, more)
+        return state, metrics, aux, requests.max()
+
+    whole = NamedSharding(mesh, P())
+    shardings = (state_shardings, whole, whole, whole)
+    wrapped = jax.jit(run, donate_argnums=0, out_shardings=shardings)
+    return wrapped.lower(state, batches, dataset, replicas.request(0, mesh)).compile()
