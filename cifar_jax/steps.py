@@ -156,9 +156,7 @@ def train_step(
         aux |= {"gradients": gradients, "params": state.params}
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    average = ema.update(
-        state.ema, {"params": params, **model_state}, step, config.optim.ema_decay
-    )
+    average = ema.update(state.ema, {"params": params, **model_state}, step, config.optim.ema_decay)
     return TrainState(step, params, model_state, opt_state, average), metrics, aux
 
 
@@ -232,9 +230,7 @@ def gradient(
     return (gradients, metrics), state, aux
 
 
-def losses(
-    logits: jax.Array, targets: Targets, smoothing: float
-) -> tuple[jax.Array, jax.Array]:
+def losses(logits: jax.Array, targets: Targets, smoothing: float) -> tuple[jax.Array, jax.Array]:
     """The cross-entropy [B], and what is minimised: that with labels of 1 - `smoothing`, the rest
     of which is spread over all classes."""
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, targets.label)

@@ -5,6 +5,11 @@ from cifar_jax.optim.groups import NAMES, groups
 from cifar_jax.optim.schedule import SCHEDULES, make_schedule
 
 __all__ = [
-    *("NAMES", "SCHEDULES"),
-    *("all_finite", "groups", "l2_penalty", "make_optimizer", "make_schedule"),
+    "NAMES",
+    "SCHEDULES",
+    "all_finite",
+    "groups",
+    "l2_penalty",
+    "make_optimizer",
+    "make_schedule",
 ]

@@ -57,9 +57,9 @@ def fix_norm() -> optax.GradientTransformation:
 def orthogonalize(matrix: jax.Array, steps: int = 5) -> jax.Array:
     """float32 [n, m] -> about U Vᵀ of its U Σ Vᵀ: singular values from 0.7 to 1.2, or 0 for 0.
 
-    `steps` times X ← (a + b XXᵀ + c (XXᵀ)²) X from a norm of one. As each multiplies by a polynomial
-    of XXᵀ, all are taken on the Gram matrix of the shorter side, and X itself is touched twice
-    instead of ten times: half of the work for [2304, 384].
+    `steps` times X ← (a + b XXᵀ + c (XXᵀ)²) X from a norm of one, 5 for those singular values. As
+    each multiplies by a polynomial of XXᵀ, all are taken on the Gram matrix of the shorter side,
+    and X itself is touched twice instead of ten times: half of the work for [2304, 384].
     """
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonalize(matrix.T, steps).T

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from cifar_jax import optim
-from cifar_jax.errors import UsageError
 from cifar_jax.optim import muon
 
 
@@ -60,9 +59,12 @@ def test_a_kernel_moves_by_a_share_of_its_initial_size():
 
 @pytest.fixture
 def options(default):
-    default.optim.update(name="muon", muon_layers=("conv1",), momentum=0.5, nesterov=True)
-    default.optim.update(decay_layers=("conv1",), decoupled_decay=True, weight_decay=0.1)
-    default.optim.update(learning_rate=0.5, muon_sgd_rate=0.2, schedule="linear")
+    default.optim.groups = (
+        {"params": "conv1/kernel", "name": "muon"},
+        {"params": "*", "learning_rate": 0.2},
+    )
+    default.optim.update(momentum=0.5, nesterov=True, learning_rate=0.5, schedule="linear")
+    default.optim.update(decay_params=("conv1/kernel",), decoupled_decay=True, weight_decay=0.1)
     return default.optim
 
 
@@ -74,7 +76,7 @@ PARAMS = {
 
 def test_who_is_moved_by_whom(options):
     """conv1's kernel by Muon, decayed at the rate alone; the others by Nesterov at their own."""
-    optimizer = optim.make_optimizer(options, optim.make_schedule(options, 1.0, 10))
+    optimizer = optim.make_optimizer(options, 1.0, 10)
     gradients = jax.tree.map(jnp.ones_like, PARAMS)
     gradients["conv1"]["kernel"] = jnp.array([[10.0, 0.0], [0.0, 1.0]])
     params, state = PARAMS, optimizer.init(PARAMS)
@@ -98,7 +100,24 @@ def test_a_decoupled_decay_has_no_share_in_the_loss(options):
     assert optim.l2_penalty(PARAMS, options) == 0
 
 
-def test_an_unknown_muon_layer_is_named(options):
-    options.muon_layers = ("conv11",)
-    with pytest.raises(UsageError, match="layer in config.optim.muon_layers 'conv11'. Did you"):
-        optim.make_optimizer(options, lambda _: 0.1).init(PARAMS)
+def test_a_fixed_norm_is_that_of_the_kernel_before_each_update(options):
+    """The norm of [n, m] is sqrt(m), whatever it was, and the update is orthogonal by itself."""
+    options.groups = ({"params": "*/kernel", "name": "muon", "fixed_norm": True},)
+    options.update(momentum=0.0, nesterov=False, weight_decay=0.0)
+    optimizer = optim.make_optimizer(options, 1.0, 10)
+    gradients = jax.tree.map(jnp.ones_like, PARAMS)
+    gradients["conv1"]["kernel"] = jnp.array([[10.0, 0.0], [0.0, 1.0]])
+    updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+    moved = optax.apply_updates(PARAMS, updates)["conv1"]["kernel"]
+    direction = muon.orthogonalize(gradients["conv1"]["kernel"])
+    expected = jnp.full((2, 2), 2**0.5 / 2) - 0.5 * direction
+    np.testing.assert_allclose(moved, expected, rtol=1e-5)
+
+
+def test_fewer_steps_are_less_orthogonal():
+    matrix = jax.random.normal(jax.random.key(0), (8, 16))
+    spread = [
+        jnp.ptp(jnp.linalg.svd(muon.orthogonalize(matrix, steps), compute_uv=False))
+        for steps in (1, 3)
+    ]
+    assert spread[1] < spread[0]

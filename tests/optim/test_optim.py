@@ -8,6 +8,7 @@ import pytest
 
 from cifar_jax import optim
 from cifar_jax.errors import UsageError
+from cifar_jax.optim import ema
 
 PARAMS = {
     "conv1": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])},
@@ -18,27 +19,27 @@ GRADIENTS = jax.tree.map(lambda p: jnp.full_like(p, 0.25), PARAMS)
 
 @pytest.fixture
 def options(default):
-    default.optim.decay_layers = ("local3",)
+    default.optim.decay_params = ("local3/kernel",)
     return default.optim
 
 
-def run(optimizer, steps):
-    """The parameters and the averages after each of `steps` updates by GRADIENTS."""
-    params, state, history = PARAMS, optimizer.init(PARAMS), []
-    for _ in range(steps):
-        updates, state = optimizer.update(GRADIENTS, state, params)
+def run(options, steps, params=PARAMS, gradients=GRADIENTS):
+    """The parameters and their EMA after each of `steps` updates; 10 steps, one an epoch."""
+    optimizer = optim.make_optimizer(options, steps_per_epoch=1.0, num_steps=10)
+    state, average, history = optimizer.init(params), params, []
+    for step in range(steps):
+        updates, state = optimizer.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
-        history.append((params, optim.averages(state)))
+        average = ema.update(average, params, step + 1, options.ema_decay)
+        history.append((params, average))
     return history
 
 
 def test_chain_by_hand(options):
-    """L2 0.004 on local3's kernel alone, plain SGD, a staircase every 2 steps, the average."""
+    """L2 0.004 on local3's kernel alone, plain SGD, a staircase every 2 steps, the EMA."""
     options.decay_epochs = 2.0
-    schedule = optim.make_schedule(options, steps_per_epoch=1.0, num_steps=10)
-    history = run(optim.make_optimizer(options, schedule), 5)
     kernel, decayed, average = -2.0, 4.0, -2.0
-    for n, (params, averages) in enumerate(history):
+    for n, (params, averages) in enumerate(run(options, 5)):
         rate = 0.1 * 0.1 ** (n // 2)
         kernel -= rate * 0.25
         decayed -= rate * (0.25 + 0.004 * decayed)
@@ -52,38 +53,97 @@ def test_chain_by_hand(options):
 
 
 def test_decay_is_the_gradient_of_the_l2_penalty(options):
-    options.weight_decay = 0.1
+    options.update(weight_decay=0.1, schedule="constant", learning_rate=1.0)
     penalty, gradient = jax.value_and_grad(optim.l2_penalty)(PARAMS, options)
     assert float(penalty) == pytest.approx(0.1 * 0.5 * 25)
-    decay = optax.add_decayed_weights(0.1, mask=optim.kernels(PARAMS, ("local3",), ""))
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    expected, _ = decay.update(zeros, decay.init(PARAMS), PARAMS)
-    jax.tree.map(np.testing.assert_allclose, gradient, expected)
+    ((moved, _),) = run(options, 1, gradients=zeros)
+    jax.tree.map(
+        lambda p, q, g: np.testing.assert_allclose(p - q, g, 1e-5), PARAMS, moved, gradient
+    )
+
+
+def test_each_group_has_its_own_decay_and_share_in_the_penalty(options):
+    options.groups = (
+        {"params": "conv1/*", "weight_decay": 0.5},
+        {"params": "local3/bias", "weight_decay": 0.5, "decoupled_decay": True},
+    )
+    penalty = 0.5 * 0.5 * (1 + 4 + 0.25) + 0.5 * 0.004 * 25
+    assert float(optim.l2_penalty(PARAMS, options)) == pytest.approx(penalty)
 
 
 def test_momentum_by_hand(options):
     options.momentum, options.weight_decay, options.schedule = 0.9, 0.0, "constant"
-    history = run(optim.make_optimizer(options, optim.make_schedule(options, 1.0, 9)), 3)
     velocity, value = 0.0, 1.0
-    for params, _ in history:
+    for params, _ in run(options, 3):
         velocity = 0.9 * velocity + 0.25
         value -= 0.1 * velocity
         assert params["conv1"]["kernel"][0] == pytest.approx(value, rel=1e-6)
 
 
-def test_the_average_stops_at_its_decay(options):
-    transform = optim.average_parameters(0.5)
-    state = transform.init(PARAMS)._replace(updates=jnp.int32(1000))
-    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+@pytest.mark.parametrize(("name", "decay"), [("adam", 0.0), ("adamw", 0.1)])
+def test_adam_by_hand(options, name, decay):
+    """With one gradient all along, its moments cancel: every step is of the rate."""
+    options.update(name=name, schedule="constant", weight_decay=decay, learning_rate=0.01)
+    options.decay_params = ("*",)
+    value = 1.0
+    for params, _ in run(options, 3):
+        value -= 0.01 * (1.0 + decay * value)
+        assert params["conv1"]["kernel"][0] == pytest.approx(value, rel=1e-5)
+
+
+def test_groups_move_at_their_own_rates_or_not_at_all(options):
+    options.update(schedule="linear", learning_rate=1.0, weight_decay=0.0)
+    options.groups = (
+        {"params": "conv1/bias", "name": "frozen"},
+        {"params": "*/bias", "learning_rate": 0.5},
+        {"params": "local3/*", "epochs": 2.0, "learning_rate": 4.0},
+    )
+    moved = [jax.tree.map(lambda p, q: q - p, PARAMS, params) for params, _ in run(options, 4)]
+    totals = [sum(1 - k / 10 for k in range(n + 1)) * 0.25 for n in range(4)]
+    for n, (tree, total) in enumerate(zip(moved, totals, strict=True)):
+        assert float(tree["conv1"]["bias"][0]) == 0
+        assert float(tree["conv1"]["kernel"][0]) == pytest.approx(-total)
+        assert float(tree["local3"]["bias"][0]) == pytest.approx(-0.5 * total)
+        assert float(tree["local3"]["kernel"][0]) == pytest.approx(-4 * 0.25 * (1, 1.5)[n > 0])
+
+
+def test_the_ema_stops_at_its_decay():
     moved = jax.tree.map(lambda p: p + 1, PARAMS)
-    _, state = transform.update(zeros, state, moved)
-    np.testing.assert_allclose(state.average["conv1"]["bias"], 0.5 + 0.5)
+    average = ema.update(PARAMS, moved, 1_000, 0.5)
+    np.testing.assert_allclose(average["conv1"]["bias"], 0.5 + 0.5)
 
 
-def test_an_unknown_decay_layer_is_named(options):
-    options.decay_layers = ("local33",)
-    with pytest.raises(UsageError, match="Unknown layer .* 'local33'. Did you mean 'local3'"):
-        optim.make_optimizer(options, lambda _: 0.1).init(PARAMS)
+DEEP = {"block1": {"conv": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"decay_params": ("local33/kernel",)}, "'local33/kernel'. Did you mean 'local3/kernel'"),
+        ({"groups": ({"params": "conv*/kernal"},)}, "groups.0. 'conv.*kernal'. Did you mean"),
+        ({"groups": ({"params": "*", "nam": "sgd"},)}, "'nam'. Did you mean 'name'"),
+        ({"groups": ({"params": "*", "name": "sdg"},)}, "'sdg'. Did you mean 'sgd'"),
+        ({"groups": ({"name": "sgd"},)}, "expected a dict as"),
+        ({"groups": ("*/bias",)}, "expected a dict as"),
+        ({"groups": ({"params": "*", "momentum": 1.0},)}, "momentum = 1.0, expected from 0"),
+        ({"groups": ({"params": "*"}, {"params": "*/bias"})}, "no parameter: earlier groups"),
+        ({"groups": ({"params": "*", "nesterov": True},)}, "nesterov is set without"),
+        ({"name": "muon"}, "conv1/kernel has the shape"),
+    ],
+)
+def test_what_cannot_work_is_named(options, fields, message):
+    options.update(fields)
+    with pytest.raises(UsageError, match=message):
+        optim.make_optimizer(options, 1.0, 10).init(PARAMS)
+
+
+def test_a_pattern_reaches_any_depth(options):
+    options.decay_params, options.weight_decay = ("*/kernel",), 0.2
+    assert float(optim.l2_penalty(DEEP, options)) == pytest.approx(0.5 * 0.2 * 9)
+    options.decay_params = ("block1/kernel",)
+    with pytest.raises(UsageError, match="Did you mean 'block1/conv/kernel'"):
+        optim.l2_penalty(DEEP, options)
 
 
 def schedule_values(options, steps, **fields):
@@ -116,33 +176,6 @@ def test_schedules(options, fields, steps, expected):
 def test_the_tutorials_staircase_is_136718_steps(default):
     schedule = optim.make_schedule(default.optim, 50_000 / 128, 100_000)
     assert [float(schedule(n)) for n in (0, 136_717, 136_718)] == pytest.approx([0.1, 0.1, 0.01])
-
-
-def test_loss_scale_skips_what_overflows_and_recovers(options):
-    options.weight_decay, options.schedule = 0.0, "constant"
-    plain = optim.make_optimizer(options, optim.make_schedule(options, 1.0, 9))
-    optimizer = optim.scale_loss(plain, start=8.0, patience=2)
-    state = optimizer.init(PARAMS)
-    scaled = jax.tree.map(lambda g: 8.0 * g, GRADIENTS)
-    infinite = jax.tree.map(lambda g: g * jnp.inf, GRADIENTS)
-
-    updates, skipped = optimizer.update(infinite, state, PARAMS)
-    assert all((u == 0).all() for u in jax.tree.leaves(updates))
-    assert float(optim.loss_scale(skipped)) == 4.0
-    jax.tree.map(np.testing.assert_array_equal, skipped.inner, state.inner)
-
-    updates, once = optimizer.update(scaled, state, PARAMS)
-    expected, _ = plain.update(GRADIENTS, plain.init(PARAMS), PARAMS)
-    jax.tree.map(np.testing.assert_allclose, updates, expected)
-    assert float(optim.loss_scale(once)) == 8.0
-    _, twice = optimizer.update(scaled, once, PARAMS)
-    assert float(optim.loss_scale(twice)) == 16.0
-    assert optim.averages(twice) is not None
-
-
-def test_without_scaling_the_factor_is_one(options):
-    state = optim.make_optimizer(options, lambda _: 0.1).init(PARAMS)
-    assert optim.loss_scale(state) == 1.0
 
 
 @pytest.mark.parametrize(("value", "expected"), [(1.0, True), (np.nan, False), (-np.inf, False)])
