@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cifar_jax import optim, steps
+from cifar_jax import inputs, optim, steps
 from cifar_jax.data import batches, sources
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, UsageError, UserError
@@ -55,6 +55,7 @@ class Evaluator:
         self.model = steps.make_model(config, len(self.data.class_names))
         optimizer = steps.make_optimizer(config, optim.make_schedule(config.optim, 1.0, 1))
         self._like = jax.eval_shape(partial(steps.init_state, config, self.model, optimizer))
+        self.inputs = inputs.make(config.inputs, self.data.shape, seed=config.seed)
         self._mesh = replicas.make_mesh(config.num_devices)
         self._steps = {views: self._make_step(views) for views in {1, config.eval.views}}
         self._workdir, self._own_data = workdir, own_data
@@ -62,7 +63,7 @@ class Evaluator:
         self._writer: summaries.Writer | None = None  # opened by the first evaluation
 
     def _make_step(self, views: int) -> Callable:
-        step = partial(steps.predict_step, config=self._config, model=self.model, views=views)
+        step = partial(steps.predict_step, inputs=self.inputs, model=self.model, views=views)
         return replicas.data_parallel(step, self._mesh, sharded={1: 0}, per_image=True)
 
     def restore(self, step: int) -> steps.TrainState:

@@ -5,7 +5,6 @@ average, wherever its arrays lie.
 """
 
 import enum
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,10 +19,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from cifar_jax import inputs as inputs_lib
 from cifar_jax import models, optim
 from cifar_jax.devices import replicas
 from cifar_jax.devices.replicas import AXIS
-from cifar_jax.inputs import augment
+from cifar_jax.inputs import Inputs, Targets
 
 Batch = dict[str, jax.Array]  # "image" uint8 [B, H, W, C], "label" int32 [B]
 Metrics = dict[str, jax.Array]
@@ -56,8 +56,7 @@ def init_state(
     config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state before the first step. Raises UsageError for a layer the model does not have."""
-    crop = config.augment.crop_size
-    images = jnp.zeros((1, crop, crop, 3))
+    images = jnp.zeros((1, *inputs_lib.image_shape(config.inputs)))
     params = model.init(jax.random.key(config.seed), images)["params"]
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
@@ -72,7 +71,7 @@ def shardings(state: TrainState, mesh: Mesh, split_optimizer: bool) -> TrainStat
 
 
 def predict(model: nn.Module, params: Any, images: jax.Array, **options: bool) -> Any:
-    """float32 logits [B, num_classes] of standardised images [B, crop, crop, C].
+    """float32 logits [B, num_classes] of images [B, H, W, C] as `Inputs` gives them.
 
     With `return_layers=True`, also what each layer puts out, by its name.
     """
@@ -120,6 +119,7 @@ def train_step(
     batch: Batch,
     *,
     config: ConfigDict,
+    inputs: Inputs,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -133,7 +133,8 @@ def train_step(
     SCALARS; for TENSORS also "gradients" and "params" as the parameters are, and of `SHOWN` images
     of the batch the "images" as the network saw them, their "labels", and "layers" by name.
     """
-    average = partial(average_gradients, config=config, model=model, detail=detail)
+    options = {"config": config, "inputs": inputs, "model": model, "detail": detail}
+    average = partial(average_gradients, **options)
     scale = jnp.asarray(optim.loss_scale(state.opt_state))
     gradients, metrics, shown = replicas.on_replicas(average, mesh, sharded={3: 0})(
         state.params, state.step, scale, batch
@@ -166,6 +167,7 @@ def average_gradients(
     batch: Batch,
     *,
     config: ConfigDict,
+    inputs: Inputs,
     model: nn.Module,
     detail: Detail,
 ) -> tuple[Any, Metrics, dict[str, Any]]:
@@ -175,13 +177,21 @@ def average_gradients(
     Run on each replica, with its part of the batch.
     """
     keys = image_keys(config.seed, step, len(batch["label"]))
+    unknown = jnp.zeros_like(batch["label"])  # until the feeds deliver them
+    batch = {"index": unknown, "epoch": unknown, **batch, "key": keys}
     # The gradient with respect to parameters that are one value for all replicas would arrive
     # summed over them. As a value of each replica it arrives local, for pmean to average.
     params = lax.pcast(params, AXIS, to="varying")
-    options = {"config": config, "model": model, "scale": scale, "detail": detail}
-    means, shown = over_parts(
-        partial(differentiate, params, **options), {**batch, "key": keys}, config.accumulate
+    differentiated = partial(
+        differentiate,
+        params,
+        config=config,
+        inputs=inputs,
+        model=model,
+        scale=scale,
+        detail=detail,
     )
+    means, shown = over_parts(differentiated, batch, config.accumulate)
     gradients, metrics = lax.pmean(means, AXIS)
     if detail < Detail.TENSORS:
         return gradients, metrics, {}
@@ -194,19 +204,20 @@ def differentiate(
     batch: Batch,
     *,
     config: ConfigDict,
+    inputs: Inputs,
     model: nn.Module,
     scale: jax.Array | float,
     detail: Detail,
 ) -> tuple[tuple[Any, Metrics], dict[str, Any]]:
     """((the gradient of scale · loss, metrics), what can be shown), of the distorted batch."""
-    images = augment.distort(batch["key"], batch["image"], config.augment)
+    images, targets = inputs.train(batch["key"], batch)
 
     def loss_fn(params):
         if detail >= Detail.TENSORS:
             logits, layers = predict(model, params, images, return_layers=True)
         else:
             logits, layers = predict(model, params, images), {}
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        cross_entropy = cross_entropies(logits, targets)
         loss = smooth(cross_entropy, logits, config.optim.label_smoothing).mean()
         metrics = {
             "loss": loss,
@@ -278,6 +289,15 @@ def of_first_replica(tree: Any) -> Any:
     return lax.psum(shown, AXIS)
 
 
+def cross_entropies(logits: jax.Array, targets: Targets) -> jax.Array:
+    """float32 [B]; where images are mixed, as much of each label's as its image has of it."""
+    own = optax.softmax_cross_entropy_with_integer_labels(logits, targets.label)
+    if targets.weight is None:
+        return own
+    other = optax.softmax_cross_entropy_with_integer_labels(logits, targets.other_label)
+    return targets.weight * own + (1 - targets.weight) * other
+
+
 def smooth(cross_entropy: jax.Array, logits: jax.Array, smoothing: float) -> jax.Array:
     """The cross-entropy [B] with labels of 1 - smoothing, and the rest spread over all classes."""
     if not smoothing:
@@ -287,16 +307,17 @@ def smooth(cross_entropy: jax.Array, logits: jax.Array, smoothing: float) -> jax
 
 
 def predict_step(
-    params: Any, batch: Batch, *, config: ConfigDict, model: nn.Module, views: int = 1
+    params: Any, batch: Batch, *, inputs: Inputs, model: nn.Module, views: int = 1
 ) -> Metrics:
     """What the model says of each image: "classes" and "probabilities" [B, 3], "cross_entropy" [B].
 
     The most probable first, and fewer than three where there are fewer classes. The probabilities
-    are the mean of those of `views` (`augment.views`).
+    are the mean of those of `views` (`inputs.views`), by their weights.
     """
-    looks = augment.views(batch["image"], config.augment.crop_size, views)
+    looks = inputs.evaluate(batch["image"], views)
     logits = jnp.stack([predict_in_parts(model, params, images) for images in looks])
-    log_mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(views)
+    weights = jnp.array(inputs_lib.weights(views))[:, None, None]
+    log_mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0, b=weights)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(log_mean, batch["label"])
     log_probabilities, classes = lax.top_k(log_mean, min(TOP, log_mean.shape[-1]))
     return {

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
+from cifar_jax import inputs as inputs_lib
 from cifar_jax import optim, steps
 from cifar_jax.data import feeds, shards, sources
 from cifar_jax.devices import replicas
@@ -57,11 +58,7 @@ def train(
     changes = description.check_same_run(config, workdir)
     data: Images = sources.open(config.data, "train")
     _check_same(data)
-    if config.augment.crop_size > min(data.shape[:2]):
-        raise UsageError(
-            f"config.augment.crop_size = {config.augment.crop_size} is larger than the images, "
-            f"{data.shape[0]}x{data.shape[1]}."
-        )
+    inputs = inputs_lib.make(config.inputs, data.shape, seed=config.seed)
     num_steps = config_lib.num_steps(config, len(data))
     schedule = optim.make_schedule(config.optim, len(data) / config.batch_size, num_steps)
     model = steps.make_model(config, len(data.class_names))
@@ -71,6 +68,7 @@ def train(
     step = partial(
         steps.train_step,
         config=config,
+        inputs=inputs,
         model=model,
         optimizer=optimizer,
         schedule=schedule,
@@ -99,8 +97,8 @@ def train(
         with contextlib.closing(
             Log(config, workdir, saver.diverged, progress, first, bound)
         ) as log:
-            crop = (config.augment.crop_size, config.augment.crop_size, data.shape[-1])
-            log.describe(state.params, overview.layers(model, crop), data.class_names)
+            layers = overview.layers(model, inputs.image_shape)
+            log.describe(state.params, layers, data.class_names)
             log.line(f"Training on {replicas.describe(mesh, config.num_devices)}.")
             state = jax.tree.map(
                 replicas.put, state, steps.shardings(state, mesh, config.shard_optimizer)
