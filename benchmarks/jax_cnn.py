@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import task
 from cifar_jax import config as config_lib
-from cifar_jax import optim, steps
+from cifar_jax import inputs, optim, steps
 from cifar_jax.data import batches as batches_lib
 from cifar_jax.data import sources
 from cifar_jax.devices import replicas
@@ -126,10 +126,12 @@ class ProgramStep:
         schedule = optim.make_schedule(config.optim, len(data) / batch_size, _NUM_STEPS)
         model = steps.make_model(config, len(data.class_names))
         optimizer = steps.make_optimizer(config, schedule)
+        bound = inputs.make(config.inputs, data.shape, seed=config.seed)
         mesh = replicas.make_mesh(config.num_devices)
         train = partial(
             steps.train_step,
             config=config,
+            inputs=bound,
             model=model,
             optimizer=optimizer,
             schedule=schedule,
@@ -153,7 +155,7 @@ class ProgramStep:
 
         image, label, _ = next(batches_lib.eval_batches(data, batch_size, batch_size))
         batch = replicas.replicate({"image": image, "label": label}, mesh)
-        predict = partial(steps.predict_step, config=config, model=model)
+        predict = partial(steps.predict_step, inputs=bound, model=model)
         compiled = replicas.data_parallel(predict, mesh, sharded={1: 0}, per_image=True)
         self._evaluate = lambda params: compiled(params, batch)
 

@@ -11,11 +11,10 @@ from absl import flags
 from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
-from cifar_jax import files, models, optim
+from cifar_jax import files, inputs, models, optim
 from cifar_jax.data import feeds, sources
 from cifar_jax.devices import replicas
 from cifar_jax.errors import UsageError, unknown
-from cifar_jax.inputs import augment
 
 DTYPES = ("float32", "bfloat16")
 DATASET_FIELDS = (  # which images are read
@@ -115,11 +114,12 @@ def validate(config: ConfigDict) -> None:
         ("optim.name", optim.NAMES),
         ("optim.schedule", optim.SCHEDULES),
         ("divergence.action", ("stop", "continue")),
-        ("eval.views", augment.VIEWS),
+        ("eval.views", inputs.VIEWS),
     ):
         if (name := _get(config, path)) not in choices:
             raise unknown(f"config.{path}", name, choices)
     _validate_numbers(config)
+    inputs.validate(config.inputs)
     _validate_combinations(config)
 
 
@@ -135,7 +135,6 @@ def _validate_numbers(config: ConfigDict) -> None:
         "data.synthetic_test",
         "data.num_threads",
         "data.prefetch",
-        "augment.crop_size",
         "optim.learning_rate",
         "optim.decay_epochs",
         "optim.decay_factor",
@@ -151,10 +150,6 @@ def _validate_numbers(config: ConfigDict) -> None:
         "per_device_batch_size",
         "steps_per_call",
         "data.synthetic_seed",
-        "augment.max_shift",
-        "augment.brightness_delta",
-        "augment.contrast_lower",
-        "augment.contrast_upper",
         "optim.momentum",
         "optim.final_factor",
         "optim.warmup_epochs",
@@ -198,21 +193,19 @@ def _validate_combinations(config: ConfigDict) -> None:
             f"config.accumulate = {config.accumulate} does not divide the "
             f"{config.batch_size // devices} images of a device."
         )
-    size = sources.image_size(config.data.source)
-    if size and config.augment.crop_size > size:
+    at_once = config.batch_size // (devices * config.accumulate)
+    if at_once % 2 and inputs.mixes(config.inputs):
         raise UsageError(
-            f"config.augment.crop_size = {config.augment.crop_size} is larger than the images "
-            f"of '{config.data.source}', {size}x{size}."
+            f"config.inputs.transforms mixes images in pairs, but a device takes {at_once} at a "
+            "time. Set config.batch_size so that the number is even."
         )
+    size = sources.image_size(config.data.source)
+    if size:
+        inputs.check(config.inputs, (size, size))
     if config.data.placement == "stream" and not config.data.shards:
         raise UsageError(
             "config.data.placement = 'stream' needs config.data.shards, a folder that "
             "`python -m cifar_jax.data.prepare` wrote."
-        )
-    if config.augment.contrast_lower > config.augment.contrast_upper:
-        raise UsageError(
-            f"config.augment.contrast_lower = {config.augment.contrast_lower} is above "
-            f"contrast_upper = {config.augment.contrast_upper}."
         )
     profile = config.profile.steps
     if len(profile) != 2 or not all(isinstance(n, int) for n in profile) or profile[0] > profile[1]:

@@ -47,17 +47,40 @@ def get_config() -> ml_collections.ConfigDict:
     data.num_threads = 16  # that read, for 'host' and 'stream'
     data.prefetch = 16  # batches held ready for them; two calls in any case
 
-    config.augment = augment = ml_collections.ConfigDict()
-    augment.crop_size = 24  # pixels; evaluation takes the central crop of this size
-    augment.random_crop = True
-    augment.max_shift = 0  # pixels from the centre that a crop may lie off; 0: as far as there is
-    augment.flip = True
-    augment.brightness = True
-    augment.brightness_delta = 63.0  # added: uniform in [-delta, delta), on the 0..255 scale
-    augment.contrast = True
-    augment.contrast_lower = 0.2
-    augment.contrast_upper = 1.8
-    augment.random_order = False  # brightness before contrast; True: a fair coin for each image
+    config.inputs = inputs = ml_collections.ConfigDict()
+    inputs.size = (24, 24)  # height and width that the model sees; (24,) is a square, too
+    # In this order; cifar_jax/inputs/registry.py has them all. Two in brackets, as in
+    # ("random_crop", ("brightness", "contrast"), …), are applied in an order drawn for each image.
+    inputs.transforms = ("random_crop", "flip", "brightness", "contrast", "standardize")
+    inputs.random_crop = ml_collections.ConfigDict()  # evaluation: the central crop
+    inputs.random_crop.padding = 0  # pixels added on each side of the picture first
+    inputs.random_crop.fill = "zero"  # or 'reflect': what they hold
+    inputs.random_crop.max_shift = 0  # pixels that it may lie off the centre; 0: as far as there is
+    inputs.random_resized_crop = resized = ml_collections.ConfigDict()  # for larger pictures
+    resized.area_lower = 0.08  # share of the picture's area: uniform
+    resized.area_upper = 1.0
+    resized.ratio_lower = 0.75  # width / height: its logarithm uniform
+    resized.ratio_upper = 4 / 3
+    resized.central = 0.875  # evaluation: the central crop's share of the side that limits it
+    inputs.flip = ml_collections.ConfigDict()
+    inputs.flip.alternating = False  # True: a coin for each image, and all flipped in odd epochs
+    inputs.brightness = ml_collections.ConfigDict()
+    inputs.brightness.delta = 63.0  # added: uniform in [-delta, delta), on the 0..255 scale
+    inputs.contrast = ml_collections.ConfigDict()
+    inputs.contrast.lower = 0.2  # times the distance from the channel's mean: uniform
+    inputs.contrast.upper = 1.8
+    inputs.color = ml_collections.ConfigDict()
+    inputs.color.delta = 0.1  # channels times 1 + noise, uniform in [-delta, delta) by pair
+    inputs.cutout = ml_collections.ConfigDict()
+    inputs.cutout.size = 8  # pixels of a side of the square set to 0
+    inputs.standardize = ml_collections.ConfigDict()  # evaluation does it, too
+    inputs.standardize.by = "image"  # its own mean and deviation; 'dataset': the training images'
+    inputs.mixup = ml_collections.ConfigDict()
+    inputs.mixup.alpha = 0.2  # of the Beta distribution of the weights
+    inputs.mixup.probability = 1.0  # of a pair of images to be mixed
+    inputs.cutmix = ml_collections.ConfigDict()
+    inputs.cutmix.alpha = 1.0
+    inputs.cutmix.probability = 0.5
 
     config.optim = optim = ml_collections.ConfigDict()
     optim.name = "sgd"  # 'sgd', 'adam', 'adamw', 'muon' or 'frozen'
@@ -101,7 +124,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 512  # has no influence on the result
-    config.eval.views = 1  # 2 and 10 print a second line: mirrored, too; also the four corners
+    config.eval.views = 1  # 2, 6, 10 print a second line: mirrored; shifted by 1; the four corners
     config.eval.poll_seconds = 1.0  # how often to look for a new checkpoint
 
     return config.lock()

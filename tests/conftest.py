@@ -17,7 +17,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 import jax  # noqa: E402  (after the runtime)
 
 from cifar_jax import config as config_lib  # noqa: E402
-from cifar_jax import optim, steps  # noqa: E402
+from cifar_jax import inputs, optim, steps  # noqa: E402
 from cifar_jax.data import native  # noqa: E402
 from cifar_jax.devices import replicas  # noqa: E402
 
@@ -89,6 +89,7 @@ def compiled_step():
         step = partial(
             steps.train_step,
             config=config,
+            inputs=inputs.make(config.inputs, (32, 32, 3), seed=config.seed),
             model=model,
             optimizer=optimizer,
             schedule=schedule,

@@ -31,7 +31,7 @@ def test_the_fast_recipe_follows_its_number_of_epochs():
     few, many = get_config("5"), get_config()
     assert (few.num_epochs, many.num_epochs) == (5, 20)
     assert few.optim.warmup_epochs / many.optim.warmup_epochs == pytest.approx(0.25)
-    assert few.augment.max_shift < many.augment.max_shift
+    assert few.inputs.random_crop.max_shift < many.inputs.random_crop.max_shift
 
 
 def test_a_batch_by_the_device(default):
@@ -43,7 +43,7 @@ def test_a_batch_by_the_device(default):
     assert default.batch_size == 96
 
 
-GROUP_OF = {"inputs": "augment", "optim": "optim", "data": "data"}  # passed as config
+GROUP_OF = {"inputs": "inputs", "optim": "optim", "data": "data"}  # passed as config
 
 
 def fields_read(file: Path) -> set[str]:
@@ -58,6 +58,8 @@ def fields_read(file: Path) -> set[str]:
             name = name.lstrip("_")
             group = GROUP_OF.get(file.parent.name, "") if name == "config" else name
             found.add(f"{group}.{node.attr}".lstrip("."))
+            if file.parent.name == "inputs":  # whose fields have groups of their own
+                found.add(f"inputs.{group}.{node.attr}")
     return found
 
 
@@ -79,20 +81,19 @@ def test_every_field_is_read_by_the_code(default):
         ("optim.momentum", 1.0, "config.optim.momentum = 1.0, expected less than 1."),
         ("optim.average_decay", 1.0, "config.optim.average_decay = 1.0, expected less than 1."),
         ("optim.nesterov", True, "nesterov is set without config.optim.momentum"),
-        ("augment.crop_size", 33, "crop_size = 33 is larger than the images of 'cifar10', 32x32."),
-        ("augment.contrast_lower", 2.0, "contrast_lower = 2.0 is above contrast_upper = 1.8."),
+        ("inputs.size", (33, 33), "inputs.size = (33, 33) is larger than the images, 32x32."),
+        ("inputs.transforms", ("flp",), "'flp'. Did you mean 'flip'?"),
         ("model.name", "cnnn", "Unknown config.model.name 'cnnn'. Did you mean 'cnn'?"),
         ("data.source", "cifar11", "'cifar11'. Did you mean 'cifar10'? Choices: cifar10, cifar100"),
         ("optim.schedule", "cosin", "Did you mean 'cosine'?"),
         ("optim.name", "adam", "Unknown config.optim.name 'adam'."),
         ("dtype", "float64", "Choices: float32, bfloat16, float16."),
-        ("eval.views", 3, "Unknown config.eval.views '3'. Choices: 1, 2, 10."),
+        ("eval.views", 3, "Unknown config.eval.views '3'. Choices: 1, 2, 6, 10."),
         ("optim.label_smoothing", 1.0, "label_smoothing = 1.0, expected less than 1."),
         ("optim.muon_sgd_rate", -1.0, "muon_sgd_rate = -1.0, expected 0 or more."),
         ("profile.steps", (5,), "(5,), expected two steps as in (100, 110)."),
         ("profile.steps", (9, 3), "expected two steps"),
         ("summaries.images", -1, "config.summaries.images = -1, expected 0 or more."),
-        ("augment.max_shift", -1, "config.augment.max_shift = -1, expected 0 or more."),
         ("accumulate", 3, "config.accumulate = 3 does not divide the 128 images of a device."),
         ("accumulate", 0, "config.accumulate = 0, expected more than 0."),
         ("data.placement", "disk", "Choices: auto, device, host, stream."),
@@ -105,6 +106,14 @@ def test_every_field_is_read_by_the_code(default):
 def test_impossible_values_are_refused(default, field, value, message):
     default.update_from_flattened_dict({field: value})
     with pytest.raises(UsageError, match=re.escape(message)):
+        config_lib.validate(default)
+
+
+def test_mixed_pairs_stay_on_one_device(default):
+    default.inputs.transforms += ("mixup",)
+    config_lib.validate(default)
+    default.batch_size = 129
+    with pytest.raises(UsageError, match="in pairs, but a device takes 129 at a time"):
         config_lib.validate(default)
 
 
@@ -141,6 +150,7 @@ def test_length_in_steps(default):
 
 
 def test_stored_config_says_where_it_comes_from(default, tmp_path):
+    default.inputs.transforms = ("random_crop", ("brightness", "contrast"))  # tuples in tuples
     description.store(default, tmp_path / "run", 0, "1 CPU device")
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert set(record["versions"]) == {"python", *description.LIBRARIES}
@@ -163,16 +173,16 @@ def test_a_config_stored_before_a_field_existed_takes_its_default(default, tmp_p
     description.store(default, tmp_path, 0, "1 CPU device")
     path = tmp_path / "config.json"
     record = json.loads(path.read_text())
-    del record["config"]["augment"]["random_order"]
+    del record["config"]["inputs"]["random_crop"]["fill"]
     path.write_text(json.dumps(record))
     config = description.load_for_eval(tmp_path, default, {}, wait=False)
-    assert config.augment.random_order is False
+    assert config.inputs.random_crop.fill == "zero"
 
 
 def test_a_stored_config_with_a_field_of_another_type(default, tmp_path):
     description.store(default, tmp_path, 0, "1 CPU device")
     path = tmp_path / "config.json"
-    for damage in ('"batch_size": "many"', '"augment": 3'):
+    for damage in ('"batch_size": "many"', '"inputs": 3'):
         record = json.loads(path.read_text())
         record["config"].update(json.loads("{" + damage + "}"))
         path.write_text(json.dumps(record))

@@ -15,7 +15,7 @@ import pytest
 from cifar_jax import evaluate, optim, steps, train
 from cifar_jax.data import native, sources
 from cifar_jax.errors import Diverged, UsageError, UserError
-from cifar_jax.inputs import augment
+from cifar_jax.inputs import standardize
 from cifar_jax.workdir import checkpoint, description, pytrees
 from tests.conftest import NUM_TEST, NUM_TRAIN, random_images
 from tests.telemetry.test_summaries import values
@@ -60,7 +60,7 @@ def expected_precision(config, workdir, step, split, averages=True, count=None, 
         looks += [data.images[:count, y : y + 24, x : x + 24] for y in (0, 8) for x in (0, 8)]
     looks += [look[:, :, ::-1] for look in looks] if views > 1 else []
     probabilities = sum(
-        jax.nn.softmax(model.apply({"params": params}, augment.central_crop(look, 24)))
+        jax.nn.softmax(model.apply({"params": params}, jax.vmap(standardize.by_image)(look * 1.0)))
         for look in looks
     )
     return float(np.mean(np.asarray(probabilities.argmax(-1)) == data.labels[:count]))

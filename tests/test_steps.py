@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from cifar_jax import config as config_lib
-from cifar_jax import models, optim, steps
+from cifar_jax import inputs, models, optim, steps
 from cifar_jax.devices import replicas
-from cifar_jax.inputs import augment
+from cifar_jax.inputs import standardize
 from tests.conftest import ROOT, random_images
 
 
@@ -20,6 +20,13 @@ from tests.conftest import ROOT, random_images
 def batch():
     images, labels = random_images(16, seed=4)
     return {"image": jnp.asarray(images), "label": jnp.asarray(labels, jnp.int32)}
+
+
+def distorted(config, keys, images):
+    """What the network is given of `images` in a step that has these keys."""
+    bound, zeros = inputs.make(config.inputs, images.shape[1:]), jnp.zeros(len(images), jnp.int32)
+    batch = {"image": images, "label": zeros, "index": zeros, "epoch": zeros}
+    return bound.train(keys, batch)[0]
 
 
 @pytest.fixture
@@ -33,7 +40,7 @@ def test_first_loss_is_the_tutorials(default):
     state = steps.init_state(default, model, steps.make_optimizer(default, lambda _: 0.1))
     noise = jax.random.normal(jax.random.key(0), (128, 24, 24, 3))
     logits = jax.jit(partial(steps.predict, model))(
-        state.params, jax.vmap(augment.standardize)(noise)
+        state.params, jax.vmap(standardize.by_image)(noise)
     )
     labels = jnp.arange(128) % 10
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
@@ -47,7 +54,7 @@ def worked_out_apart(config, params, batch):
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(jax.random.key(0), 0)))(
         jnp.arange(16)
     )
-    images = augment.distort(keys, batch["image"], config.augment)
+    images = distorted(config, keys, batch["image"])
     model = steps.make_model(config, 10)
 
     def total_loss(params):
@@ -87,17 +94,26 @@ def test_smoothed_labels():
     np.testing.assert_allclose(steps.smooth(plain, logits, 0.2), expected, rtol=1e-5)
 
 
+def test_the_loss_of_mixed_images_is_that_of_mixed_labels():
+    logits = jax.random.normal(jax.random.key(0), (4, 10))
+    label, other, weight = jnp.arange(4), jnp.array([1, 0, 3, 3]), jnp.array([0.3, 0.3, 1.0, 0.0])
+    targets = inputs.Targets(label, other, weight)
+    mixed = weight[:, None] * jax.nn.one_hot(label, 10)
+    mixed += (1 - weight[:, None]) * jax.nn.one_hot(other, 10)
+    expected = optax.softmax_cross_entropy(logits, mixed)
+    np.testing.assert_allclose(steps.cross_entropies(logits, targets), expected, rtol=1e-5)
+
+
 def test_distortions_differ_between_images_and_steps(config, batch):
     """Sixteen times one image: sixteen pictures, and others in the next step."""
     mesh = replicas.make_mesh(1)
 
-    def distorted(step, images):
-        keys = steps.image_keys(0, step, len(images))
-        return augment.distort(keys, images, config.augment)
+    def of_step(step, images):
+        return distorted(config, steps.image_keys(0, step, len(images)), images)
 
     run = jax.jit(
         jax.shard_map(
-            distorted,
+            of_step,
             mesh=mesh,
             in_specs=(replicas.P(), replicas.P(replicas.AXIS)),
             out_specs=replicas.P(replicas.AXIS),
@@ -148,11 +164,12 @@ def test_a_batch_in_parts_is_the_same_batch(config, started, compiled_step, batc
 def test_predict_step_names_the_most_probable(config, batch):
     model = steps.make_model(config, 10)
     state = steps.init_state(config, model, steps.make_optimizer(config, lambda _: 0.1))
-    step = partial(steps.predict_step, config=config, model=model)
+    bound = inputs.make(config.inputs, batch["image"].shape[1:])
+    step = partial(steps.predict_step, inputs=bound, model=model)
     found = replicas.data_parallel(step, replicas.make_mesh(1), sharded={1: 0}, per_image=True)(
         state.params, batch
     )
-    images = augment.central_crop(batch["image"], 24)
+    (images,) = bound.evaluate(batch["image"])
     probabilities = np.asarray(jax.nn.softmax(steps.predict(model, state.params, images)))
     order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :3]
     np.testing.assert_array_equal(found["classes"], order)

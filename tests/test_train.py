@@ -575,7 +575,7 @@ def test_parameters_that_are_not_finite_are_never_saved(config, tmp_path, monkey
     ("field", "value", "message"),
     [
         ("optim.decay_layers", ("local3", "lokal4"), "'lokal4'. Did you mean 'local4'"),
-        ("augment.crop_size", 40, "crop_size = 40 is larger than the images, 32x32"),
+        ("inputs.size", (40, 40), r"size = \(40, 40\) is larger than the images, 32x32"),
         ("data.dir", "/nowhere/at/all", "Cannot store|Cannot download"),
     ],
 )

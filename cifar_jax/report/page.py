@@ -83,8 +83,7 @@ def _evaluate(workdir: Path, default: ConfigDict, overrides: Mapping[str, Any]) 
     evaluator = Evaluator(config, workdir, progress=True)
     data, params = evaluator.data, optim.averages(evaluator.restore(step).opt_state)
     found = evaluator.predict(params)
-    size = (config.augment.crop_size, config.augment.crop_size, data.images.shape[-1])
-    rows = overview.layers(evaluator.model, size)
+    rows = overview.layers(evaluator.model, evaluator.inputs.image_shape)
     return Evaluation(step, found, data.images, tuple(data.class_names), params, rows)
 
 

@@ -25,7 +25,8 @@ _IDENTITY = (
     "seed",
     "model",
     "data",
-    "augment.crop_size",
+    "inputs.size",
+    "inputs.standardize.by",
     "optim.name",
     "optim.decoupled_decay",
     "optim.groups",
@@ -106,11 +107,10 @@ def load(workdir: Path) -> ConfigDict:
     """The stored config. Raises FileNotFoundError without one, UserError for a damaged one."""
     path = workdir / FILE
 
-    def with_tuples(fields: dict[str, Any]) -> dict[str, Any]:  # JSON knows lists only
-        return {
-            k: with_tuples(v) if isinstance(v, dict) else tuple(v) if isinstance(v, list) else v
-            for k, v in fields.items()
-        }
+    def with_tuples(value: Any) -> Any:  # JSON knows lists only
+        if isinstance(value, dict):
+            return {name: with_tuples(entry) for name, entry in value.items()}
+        return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
     try:
         return ConfigDict(with_tuples(dict(files.read_json(path)["config"])))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import optim, steps
+from cifar_jax import inputs, optim, steps
 from cifar_jax.data import batches, sources
 from cifar_jax.devices import replicas
 from cifar_jax.models import cnn
@@ -29,6 +29,7 @@ def losses(config, data):
     step = partial(
         steps.train_step,
         config=config,
+        inputs=inputs.make(config.inputs, data.shape, seed=config.seed),
         model=model,
         optimizer=optimizer,
         schedule=schedule,

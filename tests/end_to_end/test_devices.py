@@ -20,8 +20,7 @@ from pathlib import Path
 from cifar_jax.devices import runtime
 runtime.start()
 import jax, jax.numpy as jnp, numpy as np
-from cifar_jax import config as config_lib, steps
-from cifar_jax.inputs import augment
+from cifar_jax import config as config_lib, inputs, steps
 from cifar_jax.devices import replicas
 from cifar_jax.workdir import records
 from cifar_jax.evaluate import Evaluator
@@ -47,7 +46,11 @@ for name in ("1", "2", "4", "8", "8 split"):
 
     def distorted(step, images):
         keys = steps.image_keys(0, step, len(images))
-        return augment.distort(keys, images, config.augment)
+        zeros = jnp.zeros(len(images), jnp.int32)
+        batch = {"image": images, "label": zeros, "index": zeros, "epoch": zeros}
+        return bound.train(keys, batch)[0]
+
+    bound = inputs.make(config.inputs, (32, 32, 3))
 
     images = jnp.broadcast_to(evaluator.data.images[:1], (16, 32, 32, 3))
     seen = replicas.data_parallel(
