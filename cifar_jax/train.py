@@ -145,7 +145,7 @@ def _check_same(data: Images) -> None:
 
 
 def _feed(config: ConfigDict, data: Images, mesh: Mesh) -> tuple[feeds.Feed, tuple]:
-    """What travels for each step, and what lies on the devices before."""
+    """The inputs of the steps, and the (images, labels) that are on the devices, or ()."""
     needed = math.ceil(len(data) * math.prod(data.shape) / 2**20)
     free = feeds.free_mib(mesh.local_devices)
     if config.data.shards:  # which would be read into the host's memory first
@@ -181,7 +181,7 @@ def _loop(
     saver: Saver,
     record: Callable[[], None],
 ) -> steps.TrainState:
-    feed, resident = _feed(config, data, mesh)
+    feed, on_device = _feed(config, data, mesh)
     wanted = config.steps_per_call or replicas.steps_per_call(mesh)
     full = int(min(wanted, log.shortest(), saver.shortest()))
     number = first = int(state.step)
@@ -191,7 +191,7 @@ def _loop(
         Stop() as stop,
         Trace(config, log.workdir, log) as trace,
     ):
-        call = _Call(step, mesh, feed, resident, log, stop)
+        call = _Call(step, mesh, feed, on_device, log, stop)
 
         def save(number: int, state: steps.TrainState) -> None:
             log.flush()
@@ -240,7 +240,7 @@ class _NotCompiled(Exception):
 class _Call:
     """Runs some steps as one program, which is compiled when it is first asked for.
 
-    With it travels what each process wishes to do, so that all of them come to know the same
+    Among its inputs is what each process wishes to do, so that all of them come to know the same
     wishes at the same step, without a word beside the steps.
     """
 
@@ -249,20 +249,20 @@ class _Call:
         step: Callable,
         mesh: Mesh,
         feed: feeds.Feed,
-        resident: tuple,
+        on_device: tuple,
         log: Log,
         stop: Stop,
     ):
         self._step, self._mesh, self._feed, self._log, self._stop = step, mesh, feed, log, stop
-        self._resident = resident
+        self._on_device = on_device
         self._programs: dict[tuple[int, steps.Detail], jax.stages.Compiled] = {}
         self._wishes: tuple[jax.Array | None, jax.Array | None] = None, None
 
     def __call__(self, state: steps.TrainState, number: int, count: int, wish: int) -> Any:
         """`count` steps from `number` on: the new state, the metrics, what the first step tells."""
         log, detail = self._log, self._log.detail(number)
-        travels, wishes = self._feed.get(number, count), replicas.wish(wish, self._mesh)
-        log.fed(self._feed.take_wait(), self._feed.fill)
+        inputs, wishes = self._feed.get(number, count), replicas.wish(wish, self._mesh)
+        log.fed(self._feed.take_wait(), self._feed.occupancy)
         if (count, detail) not in self._programs:
             log.line(
                 f"Compiling the training step {_TELLS[detail]}: about 10 s, or 1 s where it is in "
@@ -270,13 +270,13 @@ class _Call:
             )
             log.flush()  # what runs beside the compilation would seem to take no time
             with log.paused():
-                self._programs[count, detail] = self._compile(detail, state, travels)
-        *results, greatest = self._programs[count, detail](state, travels, self._resident, wishes)
+                self._programs[count, detail] = self._compile(detail, state, inputs)
+        *results, greatest = self._programs[count, detail](state, inputs, self._on_device, wishes)
         self._wishes = self._wishes[1], greatest
         return results
 
     def _compile(
-        self, detail: steps.Detail, state: steps.TrainState, travels: tuple
+        self, detail: steps.Detail, state: steps.TrainState, inputs: tuple
     ) -> jax.stages.Compiled:
         """Raises _NotCompiled where a signal comes meanwhile and this process may act alone.
 
@@ -284,7 +284,7 @@ class _Call:
         """
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compile")
         coming = pool.submit(
-            compile_step, self._step, detail, self._mesh, state, travels, self._resident
+            compile_step, self._step, detail, self._mesh, state, inputs, self._on_device
         )
         pool.shutdown(wait=False)
         while True:
@@ -308,37 +308,39 @@ def compile_step(
     detail: steps.Detail,
     mesh: Mesh,
     state: steps.TrainState,
-    travels: tuple,
-    resident: tuple,
+    inputs: tuple,
+    on_device: tuple,
 ) -> jax.stages.Compiled:
-    """Several steps in one program, with the gathers from what is resident; the state's memory is
-    reused.
+    """Several steps in one program, with the gathers from what is on the device; the state's memory
+    is reused.
 
-    The program takes (state, travels, resident, wishes), the first three as they are here:
-    (indices,) for the resident (images, labels), or else (images, labels) themselves, each
-    [steps, global batch, …]; and `replicas.wish`. It gives the new state, the metrics of every
+    The program takes (state, inputs, on_device, wishes), the first three as they are here: the
+    inputs of a `feeds.Feed`, each [steps, global batch, …]; the dataset's (images, labels), where
+    the inputs have none; and `replicas.wish`. It gives the new state, the metrics of every
     step, [steps] each, what the first step tells, and the greatest wish.
     """
     lies = jax.tree.map(lambda array: array.sharding, state)
     take = replicas.on_replicas(_take, mesh, sharded={1: 0}, per_image=True)
 
-    def run(state, travels, resident, wishes):
-        def one(state, travels, detail=steps.Detail.NONE):
-            image, label = take(resident, travels[0]) if resident else travels
-            state, metrics, told = step(state, {"image": image, "label": label}, detail=detail)
+    def run(state, inputs, on_device, wishes):
+        def one(state, inputs, detail=steps.Detail.NONE):
+            *given, index, epoch = inputs
+            image, label = take(on_device, index) if on_device else given
+            batch = {"image": image, "label": label, "index": index, "epoch": epoch}
+            state, metrics, told = step(state, batch, detail=detail)
             return lax.with_sharding_constraint(state, lies), (metrics, told)
 
-        state, (first, told) = one(state, [array[0] for array in travels], detail)
+        state, (first, told) = one(state, [array[0] for array in inputs], detail)
         metrics = jax.tree.map(lambda value: value[None], first)
-        if len(travels[0]) > 1:  # else without a loop, which would hinder XLA on CPUs
-            state, (rest, _) = lax.scan(one, state, [array[1:] for array in travels])
+        if len(inputs[0]) > 1:  # else without a loop, which would hinder XLA on CPUs
+            state, (rest, _) = lax.scan(one, state, [array[1:] for array in inputs])
             metrics = jax.tree.map(lambda *values: jnp.concatenate(values), metrics, rest)
         return state, metrics, told, wishes.max()
 
     whole = NamedSharding(mesh, P())
     wrapped = jax.jit(run, donate_argnums=0, out_shardings=(lies, whole, whole, whole))
-    return wrapped.lower(state, travels, resident, replicas.wish(0, mesh)).compile()
+    return wrapped.lower(state, inputs, on_device, replicas.wish(0, mesh)).compile()
 
 
-def _take(arrays: tuple, indices: jax.Array) -> tuple:
-    return tuple(array[indices] for array in arrays)
+def _take(arrays: tuple, index: jax.Array) -> tuple:
+    return tuple(array[index] for array in arrays)
