@@ -47,7 +47,7 @@ BLOCKS, BLOCK_SECONDS = 7, 0.5
 
 class Block(NamedTuple):
     images_per_second: float
-    fill: float  # mean share of the prefetched calls that were ready
+    occupancy: float  # of the prefetch: mean fraction of its calls that were ready
     others: float  # share of the machine's CPU time that other processes took
 
 
@@ -67,14 +67,14 @@ class Contender:
     def block(self, seconds: float) -> Block:
         for _ in range(max(2, DEPTH // self._count)):  # what it held ready before its turn
             self._take()
-        first, fills = self._step, []
+        first, occupancies = self._step, []
         with Clock() as clock:
             end = time.perf_counter() + seconds
             while time.perf_counter() < end:
                 self._take()
-                fills.append(self._feed.fill)
+                occupancies.append(self._feed.occupancy)
         images = BATCH * (self._step - first)
-        return Block(images / clock.block.seconds, statistics.mean(fills), clock.block.others)
+        return Block(images / clock.block.seconds, statistics.mean(occupancies), clock.block.others)
 
 
 def measure(folder: Path, num_blocks: int, seconds: float) -> dict[str, Block]:
@@ -107,11 +107,11 @@ def measure(folder: Path, num_blocks: int, seconds: float) -> dict[str, Block]:
 def table(found: dict[str, Block]) -> Table:
     result = Table(title=f"Input alone, batch {BATCH}", box=box.SIMPLE_HEAD)
     result.add_column("placement/steps a call")
-    for heading in ("images/s", "goal", "buffer full", "CPU of others"):
+    for heading in ("images/s", "goal", "occupancy", "CPU of others"):
         result.add_column(heading, justify="right", no_wrap=True)
     for name, block in found.items():
         goal = f"{GOALS[name.partition('/')[0]]:,}"
-        rate, shares = f"{block.images_per_second:,.0f}", (block.fill, block.others)
+        rate, shares = f"{block.images_per_second:,.0f}", (block.occupancy, block.others)
         result.add_row(name, rate, goal, *(f"{share:.0%}" for share in shares))
     return result
 

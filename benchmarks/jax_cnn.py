@@ -142,9 +142,9 @@ class ProgramStep:
         count = config.steps_per_call or replicas.steps_per_call(mesh)
         self.steps_per_call = count
         sharding = NamedSharding(mesh, P(None, replicas.AXIS))
-        indices = partial(batches_lib.train_indices, config.seed)
+        drawn = partial(batches_lib.train_indices, config.seed)
         self._calls = [
-            (replicas.put(indices(first, count, batch_size, len(data)), sharding),)
+            replicas.put(drawn(first, count, batch_size, len(data)), sharding)
             for first in range(0, max(1, len(data) // batch_size), count)
         ]
         self._no_wish = replicas.wish(0, mesh)
@@ -170,8 +170,8 @@ class ProgramStep:
         """At least `steps` steps, in whole calls; how many."""
         calls = -(-steps // self.steps_per_call)
         for number in range(calls):
-            travels = self._calls[number % len(self._calls)]
-            self._state, *_ = self._train(self._state, travels, self._data, self._no_wish)
+            inputs = self._calls[number % len(self._calls)]
+            self._state, *_ = self._train(self._state, inputs, self._data, self._no_wish)
         jax.block_until_ready(self._state)
         return calls * self.steps_per_call
 

@@ -11,10 +11,11 @@ from cifar_jax.data.sources import Split
 _ROUNDS = 6
 
 
-def train_indices(seed: int, step: int, count: int, batch_size: int, num_images: int) -> np.ndarray:
-    """The images of `count` global batches from that of `step` on.
-
-    int32 [count, batch_size], each below `num_images`.
+def train_indices(
+    seed: int, step: int, count: int, batch_size: int, num_images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images of `count` global batches from that of `step` on: the index of each in its split,
+    below `num_images`, and the epoch it is seen in, from 0 on; int32 [count, batch_size] both.
 
     The epochs follow each other without a gap, each in an order of its own: every image comes
     once in every run of `num_images` that starts at a multiple of it, and a batch may end one
@@ -22,8 +23,9 @@ def train_indices(seed: int, step: int, count: int, batch_size: int, num_images:
     """
     position = np.arange(step * batch_size, (step + count) * batch_size, dtype=np.int64)
     epoch, place = np.divmod(position, num_images)
-    images = permute(place, num_images, seed, epoch).astype(np.int32)
-    return images.reshape(count, batch_size)
+    index = permute(place, num_images, seed, epoch)
+    shape = count, batch_size
+    return index.astype(np.int32).reshape(shape), epoch.astype(np.int32).reshape(shape)
 
 
 def permute(place: np.ndarray, count: int, seed: int, epoch: np.ndarray) -> np.ndarray:

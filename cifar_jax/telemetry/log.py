@@ -50,7 +50,7 @@ class Log:
         self.writes = self._writer.writes
         self._unread: tuple[int, steps.Metrics, dict[str, Any]] | None = None
         self._line_pace, self._scalar_pace = _Pace(), _Pace()
-        self._fill = 1.0
+        self._occupancy = 1.0
         self.line = progress.line
 
     def _continue_averages(self, workdir: Path) -> None:
@@ -191,7 +191,7 @@ class Log:
             "examples_per_second": self._config.batch_size / seconds,
             "seconds_per_batch": seconds,
             "data_wait": waiting,
-            "data_fill": self._fill,
+            "data_fill": self._occupancy,
         }
         more = {name: float(value) for name, value in aux["scalars"].items()}
         self._writer.scalars(number, {**values, **speed, **more})
@@ -225,10 +225,10 @@ class Log:
         yield
         self._time += time.monotonic() - start
 
-    def fed(self, waited: float, fill: float) -> None:
-        """A call waited so many seconds for its data; `fill` is the share that lies ready."""
+    def fed(self, waited: float, occupancy: float) -> None:
+        """A call waited so many seconds for its inputs; the `occupancy` of the prefetch, 0 to 1."""
         self._scalar_pace.wait(waited)
-        self._fill = fill
+        self._occupancy = occupancy
 
     def close(self) -> None:
         self._writer.close()

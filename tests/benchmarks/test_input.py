@@ -21,7 +21,7 @@ def test_it_measures_both_placements(tiny, tmp_path, capsys):
     assert set(figures) == {"host/1", "stream/1", "host/3", "stream/3"}
     for block in figures.values():
         assert block["images_per_second"] > 0
-        assert 0 <= block["fill"] <= 1
+        assert 0 <= block["occupancy"] <= 1
     out = capsys.readouterr().out
     for word in ("host/1", "stream/3", "50,000", "20,000"):
         assert word in out

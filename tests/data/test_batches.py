@@ -29,7 +29,7 @@ def test_order_depends_on_seed_and_epoch_and_looks_random():
 
 def test_the_order_is_the_same_for_ever():
     """A change here changes every run's result: then say so in the release notes."""
-    assert batches.train_indices(0, 0, 1, 8, 50_000)[0].tolist() == [
+    assert batches.train_indices(0, 0, 1, 8, 50_000)[0][0].tolist() == [
         24659,
         15277,
         35388,
@@ -43,18 +43,20 @@ def test_the_order_is_the_same_for_ever():
 
 def test_every_image_comes_once_in_each_epoch_though_batches_straddle():
     count, size = 90, 16
-    indices = np.concatenate([batches.train_indices(1, n, 1, size, count)[0] for n in range(45)])
-    assert indices.dtype == np.int32
-    epochs = indices.reshape(-1, count)  # 45 batches of 16 are 8 epochs of 90
+    drawn = [batches.train_indices(1, n, 1, size, count) for n in range(45)]
+    index, epoch = (np.concatenate(each, axis=None) for each in zip(*drawn, strict=True))
+    assert index.dtype == epoch.dtype == np.int32
+    epochs = index.reshape(-1, count)  # 45 batches of 16 are 8 epochs of 90
     for order in epochs:
         assert sorted(order) == list(range(count))
+    np.testing.assert_array_equal(epoch, np.arange(8).repeat(count))
     assert not np.array_equal(epochs[0], epochs[1])
 
 
 def test_batches_do_not_depend_on_the_batch_size():
-    one = np.concatenate([batches.train_indices(1, n, 1, 10, 90)[0] for n in range(6)])
-    other = batches.train_indices(1, 0, 3, 20, 90).ravel()
-    np.testing.assert_array_equal(one, other)
+    one = np.concatenate([batches.train_indices(1, n, 1, 10, 90) for n in range(6)], axis=1)
+    other = batches.train_indices(1, 0, 3, 20, 90)
+    np.testing.assert_array_equal(np.reshape(one, (2, -1)), np.reshape(other, (2, -1)))
 
 
 @pytest.mark.parametrize("size", [1, 5, 16, 37, 64])

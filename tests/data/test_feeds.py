@@ -60,6 +60,12 @@ def feed():
         yield make
 
 
+def same(inputs, expected):
+    for one, other in zip(inputs, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
 def until(condition):
     """Waits for what a thread is about to do."""
     end = time.monotonic() + 10
@@ -72,31 +78,25 @@ def until(condition):
 @pytest.mark.parametrize("name", ["array", "memmap", "stream"])
 def test_all_placements_give_the_same_batches(data, reads, feed, name, calls):
     sharding = NamedSharding(replicas.make_mesh(1), P(None, replicas.AXIS))
-    resident = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED, sharding)
+    device = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED, sharding)
     host = feed(reads[name])
     for step, count in calls:
-        (index,) = resident.get(step, count)
-        expected = batches.train_indices(SEED, step, count, BATCH, NUM_IMAGES)
-        np.testing.assert_array_equal(index, expected)
-        images, labels = host.get(step, count)
-        assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
-        np.testing.assert_array_equal(images, data[0][index])
-        np.testing.assert_array_equal(labels, data[1][index])
+        index, epoch = batches.train_indices(SEED, step, count, BATCH, NUM_IMAGES)
+        same(device.get(step, count), (index, epoch))
+        same(host.get(step, count), (data[0][index], data[1][index], index, epoch))
 
 
 @pytest.mark.parametrize(("depth", "threads"), [(1, 1), (1, 8), (20, 1), (20, 16)])
 def test_neither_threads_nor_depth_change_anything(data, reads, feed, depth, threads):
     made = feed(reads["stream"], depth, threads)
     for step, count in CALLS["changing"]:
-        images, labels = made.get(step, count)
-        index = batches.train_indices(SEED, step, count, BATCH, NUM_IMAGES)
-        np.testing.assert_array_equal(images, data[0][index])
-        np.testing.assert_array_equal(labels, data[1][index])
+        index, epoch = batches.train_indices(SEED, step, count, BATCH, NUM_IMAGES)
+        same(made.get(step, count), (data[0][index], data[1][index], index, epoch))
 
 
 def test_parts_arriving_in_any_order_make_the_same_call(data, feed):
     gather, turn = feeds.gather(*data), threading.Semaphore(0)
-    first = batches.train_indices(SEED, 0, 1, BATCH, NUM_IMAGES)[0]
+    first = batches.train_indices(SEED, 0, 1, BATCH, NUM_IMAGES)[0][0]
 
     def read(indices):
         if np.array_equal(indices[:BATCH], first):  # the first part comes after the second
@@ -105,9 +105,8 @@ def test_parts_arriving_in_any_order_make_the_same_call(data, feed):
             turn.release()
         return gather(indices)
 
-    images, _ = feed(read).get(0, 64)
-    index = batches.train_indices(SEED, 0, 64, BATCH, NUM_IMAGES)
-    np.testing.assert_array_equal(images, data[0][index])
+    index, epoch = batches.train_indices(SEED, 0, 64, BATCH, NUM_IMAGES)
+    same(feed(read).get(0, 64), (data[0][index], data[1][index], index, epoch))
 
 
 def test_it_reads_ahead_of_the_calls_and_no_further(data, feed):
@@ -118,28 +117,27 @@ def test_it_reads_ahead_of_the_calls_and_no_further(data, feed):
         return gather(indices)
 
     made = feed(read, depth=3)
-    assert made.fill == 0
+    assert made.occupancy == 0
     made.get(0, 1)
-    until(lambda: made.fill == 1)
+    until(lambda: made.occupancy == 1)
     assert len(seen) == 4  # the one that was asked for, and three
     made.get(1, 1)
     made.get(2, 1)
-    until(lambda: made.fill == 1)
+    until(lambda: made.occupancy == 1)
     assert len(seen) == 6
     made.get(3, 2)  # another count: two calls of two steps each follow it
-    until(lambda: made.fill == 1)
+    until(lambda: made.occupancy == 1)
     assert seen[6:] == [2 * BATCH] * 3
     made.get(5, 2)
     made.get(7, 2)
-    until(lambda: made.fill == 1)
+    until(lambda: made.occupancy == 1)
     assert len(seen) == 6 + 5  # none of them in vain
 
 
 def test_the_arrays_are_sharded_over_the_devices_by_image(reads, feed):
-    images, labels = feed(reads["array"]).get(0, 2)
+    inputs = feed(reads["array"]).get(0, 2)
     wanted = NamedSharding(replicas.make_mesh(1), P(None, replicas.AXIS))
-    assert isinstance(images, jax.Array)
-    assert images.sharding == labels.sharding == wanted
+    assert all(isinstance(each, jax.Array) and each.sharding == wanted for each in inputs)
 
 
 PROCESS = """
@@ -155,11 +153,12 @@ def read(indices):
     return feeds.gather(*data)(indices)
 sharding = NamedSharding(replicas.make_mesh(0), P(None, replicas.AXIS))
 feed = feeds.HostFeed(read, 90, 16, 5, sharding, depth=2, threads=1)
-for array, source in zip(feed.get(3, 2), data, strict=True):
-    assert array.shape == (2, 16, *source.shape[1:])
+index, epoch = batches.train_indices(5, 3, 2, 16, 90)
+expected = data[0][index], data[1][index], index, epoch
+for array, whole in zip(feed.get(3, 2), expected, strict=True):
+    assert array.shape == whole.shape
     (shard,) = array.addressable_shards
-    expected = source[batches.train_indices(5, 3, 2, 16, 90)][shard.index]
-    np.testing.assert_array_equal(shard.data, expected)
+    np.testing.assert_array_equal(shard.data, whole[shard.index])
     print(shard.index[1].start, shard.index[1].stop)
 feed.close()
 assert set(sizes) == {2 * 8}, sizes
@@ -185,7 +184,7 @@ def test_each_process_reads_what_its_devices_take():
     for process, columns in zip(processes, ("0 8\n", "8 16\n"), strict=True):
         out, error = process.communicate(timeout=60)
         assert process.returncode == 0, error
-        assert out == 2 * columns
+        assert out == 4 * columns
 
 
 def test_waiting_is_counted_once(data, feed):
@@ -201,14 +200,14 @@ def test_waiting_is_counted_once(data, feed):
     assert made.take_wait() >= 0.04
     assert made.take_wait() == 0
     sharding = NamedSharding(replicas.make_mesh(1), P(None, replicas.AXIS))
-    resident = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED, sharding)
-    resident.get(0, 1)
-    assert resident.take_wait() > 0 == resident.take_wait()
+    device = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED, sharding)
+    device.get(0, 1)
+    assert device.take_wait() > 0 == device.take_wait()
 
 
 def test_what_a_thread_fails_with_reaches_the_caller_when_it_gets_there(data, feed):
     gather, broken = feeds.gather(*data), True
-    third = batches.train_indices(SEED, 2, 1, BATCH, NUM_IMAGES)[0]
+    third = batches.train_indices(SEED, 2, 1, BATCH, NUM_IMAGES)[0][0]
 
     def read(indices):
         if broken and np.array_equal(indices, third):
@@ -222,13 +221,13 @@ def test_what_a_thread_fails_with_reaches_the_caller_when_it_gets_there(data, fe
         with pytest.raises(SystemExit, match="no such disk"):
             made.get(2, 1)
     broken = False
-    images, _ = made.get(2, 1)  # a disk that came back
+    images, *_ = made.get(2, 1)  # a disk that came back
     np.testing.assert_array_equal(images[0], data[0][third])
 
 
 def test_what_was_read_ahead_in_vain_may_fail(data, feed):
     gather, failed = feeds.gather(*data), threading.Event()
-    second = batches.train_indices(SEED, 1, 1, BATCH, NUM_IMAGES)[0]
+    second = batches.train_indices(SEED, 1, 1, BATCH, NUM_IMAGES)[0][0]
 
     def read(indices):
         if np.array_equal(indices, second):
@@ -243,44 +242,49 @@ def test_what_was_read_ahead_in_vain_may_fail(data, feed):
     made.get(8, 1)
 
 
-def test_closing_ends_threads_that_wait_for_room(reads, feed):
+def threads_of_feeds():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
+
+
+def test_closing_ends_the_threads(reads, feed):
     made = feed(reads["array"])
     made.get(0, 1)
-    until(lambda: made.fill == 1)
-    threads = made._threads
+    assert threads_of_feeds()
     made.close()
-    assert not any(thread.is_alive() for thread in threads)
-    with pytest.raises(RuntimeError, match="closed"):
+    until(lambda: not threads_of_feeds())
+    with pytest.raises(RuntimeError, match="after shutdown"):
         made.get(1, 1)
 
 
-def test_closing_does_not_wait_for_a_read_that_hangs(monkeypatch, feed):
+@pytest.mark.parametrize("count", [1, 64])
+def test_closing_does_not_wait_for_a_read_that_hangs(monkeypatch, feed, count):
+    """Nor do those begin that have not."""
     monkeypatch.setattr(feeds, "_CLOSE_SECONDS", 0.01)
-    hanging, let_go, raised = threading.Event(), threading.Event(), []
+    hanging, let_go, reading = threading.Event(), threading.Event(), []
 
     def read(indices):
+        reading.append(True)
         hanging.set()
         let_go.wait(60)
         raise OSError
 
     made = feed(read)
 
-    def get():
-        with pytest.raises(RuntimeError, match="closed"):
-            made.get(0, 1)
-        raised.append(True)
+    def interrupted(future):
+        assert hanging.wait(10)
+        raise KeyboardInterrupt  # as of a signal, while `get` waits
 
-    caller = threading.Thread(target=get)
-    caller.start()
-    assert hanging.wait(10)
+    monkeypatch.setattr(feeds.Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.get(0, count)
+    monkeypatch.undo()
+    start = time.monotonic()
     made.close()
-    assert any(thread.is_alive() for thread in made._threads)
-    caller.join(10)
-    assert raised  # nor is a caller left waiting
+    assert time.monotonic() - start < 5
+    assert threads_of_feeds()
     let_go.set()
-    for thread in made._threads:
-        thread.join(10)
-        assert not thread.is_alive()
+    until(lambda: not threads_of_feeds())
+    assert len(reading) <= 2  # no more than the threads had begun
 
 
 @pytest.mark.parametrize(("needed", "free", "expected"), [(100, 150, "device"), (100, 149, "host")])

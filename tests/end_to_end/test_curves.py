@@ -37,11 +37,12 @@ def losses(config, data):
     )
     state = replicas.replicate(steps.init_state(config, model, optimizer), mesh)
     images, labels = replicas.replicate((data.images, data.labels), mesh)
-    indices = batches.train_indices(0, 0, STEPS, config.batch_size, len(data))
-    compiled = compile_step(step, steps.Detail.NONE, mesh, state, (indices[:1],), (images, labels))
+    index, epoch = batches.train_indices(0, 0, STEPS, config.batch_size, len(data))
+    inputs = [(index[n : n + 1], epoch[n : n + 1]) for n in range(STEPS)]
+    compiled = compile_step(step, steps.Detail.NONE, mesh, state, inputs[0], (images, labels))
     found = []
-    for index in indices:
-        state, metrics, *_ = compiled(state, (index[None],), (images, labels), no_wish)
+    for each in inputs:
+        state, metrics, *_ = compiled(state, each, (images, labels), no_wish)
         found.append(metrics["cross_entropy"][0])
     return np.asarray(jax.device_get(found))
 
