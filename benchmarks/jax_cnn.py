@@ -182,7 +182,7 @@ class ProgramStep:
 def program_config(**fields: object) -> ConfigDict:
     """The default config on the built-in dataset, with `fields` set."""
     config = config_lib.read_default(str(_DEFAULT))
-    config.update_from_flattened_dict({"data.source": "synthetic", **fields})
+    config.update_from_flattened_dict({"data.name": "synthetic", **fields})
     return config
 
 

@@ -12,16 +12,13 @@ from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
 from cifar_jax import files, models, optim
-from cifar_jax.data import feeds, sources
+from cifar_jax.data import feeds, sources, splits
 from cifar_jax.devices import replicas
 from cifar_jax.errors import UsageError, unknown
 from cifar_jax.inputs import augment
 
 DTYPES = ("float32", "bfloat16", "float16")
-DATASET_FIELDS = (  # which images are read
-    *("data.source", "data.dir", "data.shards", "data.tfds_name", "data.tfds_train_split"),
-    *("data.tfds_test_split", "data.synthetic_train", "data.synthetic_test", "data.synthetic_seed"),
-)
+_DATASET_FIELDS = ("data.name", "data.dir", "data.shards", "data.validation")
 
 
 def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str, Any], list[str]]:
@@ -110,7 +107,6 @@ def validate(config: ConfigDict) -> None:
         ("cluster", ("", "auto")),
         ("dtype", DTYPES),
         ("model.name", models.NAMES),
-        ("data.source", sources.NAMES),
         ("data.placement", feeds.PLACEMENTS),
         ("optim.name", optim.NAMES),
         ("optim.schedule", optim.SCHEDULES),
@@ -119,6 +115,8 @@ def validate(config: ConfigDict) -> None:
     ):
         if (name := _get(config, path)) not in choices:
             raise unknown(f"config.{path}", name, choices)
+    sources.check(config.data)
+    splits.check(config.data)
     _validate_numbers(config)
     _validate_combinations(config)
 
@@ -131,8 +129,6 @@ def _validate_numbers(config: ConfigDict) -> None:
         "heartbeat_seconds",
         "num_epochs",
         "log_every_steps",
-        "data.synthetic_train",
-        "data.synthetic_test",
         "data.num_threads",
         "data.prefetch",
         "augment.crop_size",
@@ -151,7 +147,6 @@ def _validate_numbers(config: ConfigDict) -> None:
         "num_devices",
         "per_device_batch_size",
         "steps_per_call",
-        "data.synthetic_seed",
         "augment.max_shift",
         "augment.brightness_delta",
         "augment.contrast_lower",
@@ -200,11 +195,11 @@ def _validate_combinations(config: ConfigDict) -> None:
             f"config.accumulate = {config.accumulate} does not divide the "
             f"{config.batch_size // devices} images of a device."
         )
-    size = sources.image_size(config.data.source)
-    if size and config.augment.crop_size > size:
+    size = sources.find(config.data).image_size
+    if size and not config.data.shards and config.augment.crop_size > size:
         raise UsageError(
             f"config.augment.crop_size = {config.augment.crop_size} is larger than the images "
-            f"of '{config.data.source}', {size}x{size}."
+            f"of '{config.data.name}', {size}x{size}."
         )
     if config.data.placement == "stream" and not config.data.shards:
         raise UsageError(
@@ -221,6 +216,12 @@ def _validate_combinations(config: ConfigDict) -> None:
         raise UsageError(f"config.profile.steps = {profile}, expected two steps as in (100, 110).")
     if config.optim.nesterov and not config.optim.momentum:
         raise UsageError("config.optim.nesterov is set without config.optim.momentum.")
+
+
+def chooses_images(path: str) -> bool:
+    """Whether the field at `path` is one of those that say which images are read."""
+    of_a_source = path.startswith("data.") and path.count(".") > 1
+    return of_a_source or path in _DATASET_FIELDS
 
 
 def flat(fields: ConfigDict | dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cifar_jax import optim, steps
-from cifar_jax.data import batches, sources
+from cifar_jax.data import batches, splits
+from cifar_jax.data.dataset import Split
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, UsageError, UserError
 from cifar_jax.telemetry import display, pictures, summaries
@@ -46,7 +47,7 @@ class Evaluator:
         `own_data`, the images are others than those that the run names."""
         self._config, self._ema, self._split, self._progress = config, ema, split, progress
         self._folder = workdir / "checkpoints"
-        self.data = sources.Split(*sources.open(config.data, split).load())
+        self.data = splits.load(config.data, split, config.seed)
         self._num_examples = num_examples or len(self.data)
         if not 0 < self._num_examples <= len(self.data):
             raise UsageError(
@@ -112,7 +113,7 @@ class Evaluator:
         """What it measures stands in each record. Images that are not those of the run's earlier
         evaluations make a curve of their own."""
         digest = _digest(self.data)
-        dataset = f"{self._config.data.source}-{digest}"
+        dataset = f"{self._config.data.name}-{digest}"
         self._facts = {"split": self._split, "images": len(self.data), "dataset": dataset}
         kind = "eval" if self._split == "test" else f"eval_{self._split}"
         try:
@@ -160,7 +161,7 @@ class Evaluator:
             self._writer.close()
 
 
-def _digest(data: sources.Split) -> str:
+def _digest(data: Split) -> str:
     """The first 12 hex digits of the SHA-256 over images and labels."""
     found = hashlib.sha256()
     for array in (data.images, data.labels):

@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
 from cifar_jax import optim, steps
-from cifar_jax.data import feeds, shards, sources
+from cifar_jax.data import feeds, splits
+from cifar_jax.data.dataset import Images, Split
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError, reason
 from cifar_jax.loop.saver import SAVE, AfterCheckpoint, Saver
@@ -35,8 +36,6 @@ _TELLS = {
     steps.Detail.SCALARS: "with norms",
     steps.Detail.TENSORS: "with norms, pictures and histograms",
 }
-
-Images = sources.Split | shards.Shards
 
 
 def train(
@@ -55,8 +54,9 @@ def train(
     mend, Diverged where training is of no use any more, and Interrupted after a signal.
     """
     changes = description.check_same_run(config, workdir)
-    data: Images = sources.open(config.data, "train")
+    data = splits.open(config.data, "train", config.seed)
     _check_same(data)
+    dataset = splits.describe(config.data, data, description.load_dataset(workdir))
     if config.augment.crop_size > min(data.shape[:2]):
         raise UsageError(
             f"config.augment.crop_size = {config.augment.crop_size} is larger than the images, "
@@ -83,9 +83,8 @@ def train(
         state = saver.restore(new, from_step, restart)
         first = int(state.step)
         bound = config.divergence.factor * _first_loss(config, new, len(data.class_names))
-        record = partial(
-            description.store, config, workdir, first, replicas.describe(mesh, config.num_devices)
-        )
+        device = replicas.describe(mesh, config.num_devices)
+        record = partial(description.store, config, workdir, first, device, dataset)
         for change in changes:
             print(f"With another config: {change}")
         if int(state.step) >= num_steps:
@@ -101,7 +100,7 @@ def train(
         ) as log:
             crop = (config.augment.crop_size, config.augment.crop_size, data.shape[-1])
             log.describe(state.params, overview.layers(model, crop), data.class_names)
-            log.line(f"Training on {replicas.describe(mesh, config.num_devices)}.")
+            log.line(f"Training on {device}.")
             state = jax.tree.map(
                 replicas.put, state, steps.shardings(state, mesh, config.shard_optimizer)
             )
@@ -158,16 +157,13 @@ def _feed(config: ConfigDict, data: Images, mesh: Mesh) -> tuple[feeds.Feed, tup
     )
     options = len(data), config.batch_size, config.seed
     sharding = NamedSharding(mesh, P(None, replicas.AXIS))
-    if place == "stream":
-        assert isinstance(data, shards.Shards)  # the config was refused without
-        read: feeds.Read = data.read
-    else:
+    if place == "device":
         images, labels, _ = data.load()
-        if place == "device":
-            return feeds.DeviceFeed(*options, sharding), replicas.replicate((images, labels), mesh)
-        read = feeds.gather(images, labels)
+        return feeds.DeviceFeed(*options, sharding), replicas.replicate((images, labels), mesh)
+    if place == "host" and config.data.shards:
+        data = Split(*data.load())
     depth, threads = config.data.prefetch, config.data.num_threads
-    return feeds.HostFeed(read, *options, sharding, depth, threads), ()
+    return feeds.HostFeed(data.read, *options, sharding, depth, threads), ()
 
 
 def _loop(

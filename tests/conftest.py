@@ -19,11 +19,13 @@ import jax  # noqa: E402  (after the runtime)
 from cifar_jax import config as config_lib  # noqa: E402
 from cifar_jax import optim, steps  # noqa: E402
 from cifar_jax.data import native  # noqa: E402
+from cifar_jax.data.dataset import Description  # noqa: E402
 from cifar_jax.devices import replicas  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 NUM_TRAIN, NUM_TEST = 90, 37  # neither a multiple of a batch
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DATASET = Description("cifar10", NAMES, (32, 32, 3), {"train": 90}, (127.5,) * 3, (73.9,) * 3)
 
 
 def random_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -39,7 +39,6 @@ RIGHT, WRONG = 8, 12  # example images of each kind
 UNKNOWN = "–"
 _BESIDE_THE_RECIPE = ("seed", "data.dir")  # may differ among the runs of one mean
 _MAX_DEPTH = 20  # of a config
-_TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
 
 
 class Evaluation(NamedTuple):
@@ -126,10 +125,14 @@ def _record(workdir: Path) -> dict[str, Any]:
             f"{path} is not a config of cifar_jax (it has no fields, or too deep ones)."
         )
     description.load(workdir)  # refuses what else is no config
+    dataset = description.load_dataset(workdir)
+    if dataset is None:
+        raise FileNotFoundError(path)  # deleted meanwhile
     versions = record.get("versions")
     changes = record.get("changes")
     return {
         "config": config,
+        "dataset": dataset.to_json(),
         "versions": _texts(versions) if isinstance(versions, dict) else {},
         "changes": [c for c in changes if _is_change(c)] if isinstance(changes, list) else [],
         **{name: v for name in ("git_commit", "device") if isinstance(v := record.get(name), str)},
@@ -242,8 +245,7 @@ def _final(run: Run, history: History) -> dict[str, str]:
     last = _last_evaluation(run, history)
     config = _flatten(run.record["config"])
     steps = max(history.steps, run.evaluation.step if run.evaluation else 0)
-    known = _TRAIN_IMAGES | {"synthetic": _positive(config.get("data.synthetic_train"))}
-    images = known.get(str(config.get("data.source")), math.nan)
+    images = run.record["dataset"]["sizes"]["train"]
     epochs = steps * _positive(config.get("batch_size")) / images
     return {
         "run": run.name,

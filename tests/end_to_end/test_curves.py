@@ -51,7 +51,7 @@ def test_training_curves_agree(default, tmp_path, monkeypatch):
     At the tutorial's rate of 0.1, with so few images, it grows beyond any bound: two runs of one
     form whose first parameters differ by a millionth drift as far apart (0.88 and 1.08).
     """
-    default.data.update(source="synthetic", dir=str(tmp_path), synthetic_train=2_000)
+    default.data.update(name="synthetic", dir=str(tmp_path), synthetic={"train": 2_000})
     default.batch_size, default.optim.learning_rate = 32, 0.02
     data = sources.load(default.data, "train")
     fast = losses(default, data)
