@@ -26,7 +26,7 @@ flags.DEFINE_integer("from_step", -1, "train: go on from this checkpoint; later 
 flags.DEFINE_bool("restart", False, "train: begin at step 0; all checkpoints are renamed.")
 flags.DEFINE_bool("once", False, "eval: the newest checkpoint only.")
 flags.DEFINE_bool("ema", True, "eval: the averaged parameters; --noema for the raw ones.")
-flags.DEFINE_enum("split", "test", ("train", "test"), "eval: which images.")
+flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "eval: which images.")
 flags.DEFINE_integer("num_examples", 0, "eval: how many images; 0 for all.", lower_bound=0)
 flags.DEFINE_bool("debug", False, "Show tracebacks, and what was set before JAX started.")
 flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
@@ -64,7 +64,7 @@ def run(argv: list[str]) -> None:
         print(f"The report is {page.make([workdir, *more], default, overrides)}")
     elif FLAGS.mode == "eval":
         config = description.load_for_eval(workdir, default, overrides, wait=not FLAGS.once)
-        own = not any(name in config_lib.DATASET_FIELDS for name in overrides)
+        own = not any(map(config_lib.chooses_images, overrides))
         evaluate(config, workdir, once=FLAGS.once, own_data=own, **options)
     else:
         with cluster.joined(config, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):

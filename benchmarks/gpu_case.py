@@ -61,7 +61,7 @@ def speed(
 
     jax.config.update("jax_default_matmul_precision", precision)
     fields = {"batch_size": batch, "dtype": dtype, "steps_per_call": steps_per_call}
-    config = jax_cnn.program_config(**fields, **{"data.synthetic_train": max(num_images, batch)})
+    config = jax_cnn.program_config(**fields, **{"data.synthetic.train": max(num_images, batch)})
     program = jax_cnn.ProgramStep(config)
     train = _seconds(program.train, unit=program.steps_per_call)
     memory = jax.devices()[0].memory_stats() or {}

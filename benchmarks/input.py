@@ -35,7 +35,8 @@ import jax  # noqa: E402  (after the runtime)
 from jax.sharding import NamedSharding  # noqa: E402
 from jax.sharding import PartitionSpec as P  # noqa: E402
 
-from cifar_jax.data import feeds, shards, sources  # noqa: E402
+from cifar_jax.data import feeds, shards  # noqa: E402
+from cifar_jax.data.dataset import Split  # noqa: E402
 from cifar_jax.devices import replicas  # noqa: E402
 
 BATCH, NUM_IMAGES, NUM_SHARDS = 128, 20_000, 8
@@ -83,7 +84,7 @@ def measure(folder: Path, num_blocks: int, seconds: float) -> dict[str, Block]:
     images = rng.integers(0, 256, (NUM_IMAGES, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 10, NUM_IMAGES, np.int32)
     names = tuple(map(str, range(10)))
-    shards.write(folder, "train", sources.Split(images, labels, names), NUM_SHARDS)
+    shards.write(folder, "train", Split(images, labels, names), NUM_SHARDS)
     reads = {
         "host": feeds.gather(images, labels),
         "stream": shards.open(folder, "train").read,

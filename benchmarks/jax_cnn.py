@@ -21,11 +21,11 @@ from ml_collections import ConfigDict
 
 from benchmarks import task
 from cifar_jax import config as config_lib
-from cifar_jax import inputs, optim, steps
-from cifar_jax.data import batches as batches_lib
-from cifar_jax.data import sources
+from cifar_jax import models, optim, steps, train
+from cifar_jax.data import feeds
 from cifar_jax.devices import replicas
-from cifar_jax.train import compile_step
+from cifar_jax.loop.calls import compile_steps
+from cifar_jax.optim import ema
 
 _DEFAULT = Path(__file__).parent.parent / "configs" / "default.py"
 _NUM_TRAIN, _NUM_STEPS = 50_000, 100_000  # the tutorial's, for the schedule
@@ -35,7 +35,7 @@ def gradients(params: Any, images: jax.Array, labels: jax.Array, *, model: nn.Mo
     """The mean cross-entropy of all replicas' images, and its gradient."""
 
     def loss_fn(params):
-        logits = steps.predict(model, params, images)
+        logits, *_ = models.forward(model, {"params": params}, images, train=True)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     params = lax.pcast(params, replicas.AXIS, to="varying")
@@ -56,7 +56,9 @@ def train_step(
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     loss = cross_entropy + optim.l2_penalty(state.params, config.optim)
     params = optax.apply_updates(state.params, updates)
-    return steps.TrainState(state.step + 1, params, opt_state), loss
+    step = state.step + 1
+    average = ema.update(state.ema, {"params": params}, step, config.optim.ema_decay)
+    return steps.TrainState(step, params, {}, opt_state, average), loss
 
 
 class JaxCNN:
@@ -64,9 +66,9 @@ class JaxCNN:
 
     def __init__(self, weights: task.Weights, batches: list[task.Batch]):
         self._config = config = config_lib.read_default(str(_DEFAULT))
-        schedule = optim.make_schedule(config.optim, _NUM_TRAIN / config.batch_size, _NUM_STEPS)
+        steps_per_epoch = _NUM_TRAIN / config.batch_size
         self._model = model = steps.make_model(config, task.NUM_CLASSES)
-        self._optimizer = steps.make_optimizer(config, schedule)
+        self._optimizer = optim.make_optimizer(config.optim, steps_per_epoch, _NUM_STEPS)
         self._mesh = replicas.make_mesh(config.num_devices)
         self._first = weights
         self._batches = [tuple(map(jnp.asarray, batch)) for batch in batches]
@@ -75,12 +77,12 @@ class JaxCNN:
             step, self._mesh, sharded={1: 0, 2: 0}, donate=True
         )
         self._logits = jax.jit(partial(steps.predict, model))
-        self._eval_step = jax.jit(lambda *args: steps.predict_in_parts(model, *args).argmax(-1))
+        self._eval_step = jax.jit(lambda *args: steps.predict(model, *args).argmax(-1))
         self.reset()
 
     def reset(self) -> None:
         params = jax.tree.map(jnp.array, self._first)  # copies, for the step to reuse
-        state = steps.TrainState(jnp.int32(0), params, self._optimizer.init(params))
+        state = steps.init_state({"params": params}, self._optimizer)
         self._state = replicas.replicate(state, self._mesh)
 
     def train(self, steps: int) -> None:
@@ -92,7 +94,7 @@ class JaxCNN:
     def evaluate(self, steps: int) -> None:
         for number in range(steps):
             images, _ = self._batches[number % len(self._batches)]
-            classes = self._eval_step(self._state.params, images)
+            classes = self._eval_step(self._state.variables, images)
         jax.block_until_ready(classes)
 
     def outcome(self) -> task.Outcome:
@@ -104,7 +106,8 @@ class JaxCNN:
         _, gradient = compiled(params, images, labels)
         decay = jax.grad(optim.l2_penalty)(params, self._config.optim)
         gradient = jax.tree.map(jnp.add, gradient, decay)
-        logits, classes = self._logits(params, images), self._eval_step(params, images)
+        variables = self._state.variables
+        logits, classes = self._logits(variables, images), self._eval_step(variables, images)
         self._state, loss = self._train_step(self._state, images, labels)
         return {
             **jax.device_get({"logits": logits, "classes": classes, "loss": loss}),
@@ -121,43 +124,30 @@ class ProgramStep:
     """
 
     def __init__(self, config: ConfigDict):
-        batch_size = config.batch_size
-        data = sources.load(config.data, "train")
-        schedule = optim.make_schedule(config.optim, len(data) / batch_size, _NUM_STEPS)
-        model = steps.make_model(config, len(data.class_names))
-        optimizer = steps.make_optimizer(config, schedule)
-        bound = inputs.make(config.inputs, data.shape, seed=config.seed)
-        mesh = replicas.make_mesh(config.num_devices)
-        train = partial(
-            steps.train_step,
-            config=config,
-            inputs=bound,
-            model=model,
-            optimizer=optimizer,
-            schedule=schedule,
-            mesh=mesh,
-        )
-        self._first = lambda: replicas.replicate(steps.init_state(config, model, optimizer), mesh)
-        self._data = replicas.replicate((data.images, data.labels), mesh)
-        count = config.steps_per_call or replicas.steps_per_call(mesh)
-        self.steps_per_call = count
+        run = train.prepare(config)
+        mesh, batch_size, count = run.mesh, config.batch_size, len(run.data)
+        self._first = lambda: replicas.replicate(run.state, mesh)
+        images, labels, _ = run.data.load()
+        self._dataset = replicas.replicate({"image": images, "label": labels}, mesh)
+        self.steps_per_call = config.steps_per_call or replicas.steps_per_call(mesh)
         sharding = NamedSharding(mesh, P(None, replicas.AXIS))
-        drawn = partial(batches_lib.train_indices, config.seed)
+        feed = feeds.DeviceFeed(count, batch_size, config.seed, sharding)
         self._calls = [
-            replicas.put(drawn(first, count, batch_size, len(data)), sharding)
-            for first in range(0, max(1, len(data) // batch_size), count)
+            feed.get(first, self.steps_per_call)
+            for first in range(0, max(1, count // batch_size), self.steps_per_call)
         ]
-        self._no_wish = replicas.wish(0, mesh)
+        self._no_request = replicas.request(0, mesh)
         self.reset()
-        self._train = compile_step(
-            train, steps.Detail.NONE, mesh, self._state, self._calls[0], self._data
+        self._train = compile_steps(
+            run.step, steps.Detail.NONE, mesh, self._state, self._calls[0], self._dataset
         )
 
-        image, label, _ = next(batches_lib.eval_batches(data, batch_size, batch_size))
-        batch = replicas.replicate({"image": image, "label": label}, mesh)
-        predict = partial(steps.predict_step, inputs=bound, model=model)
+        first = {"image": images[:batch_size], "label": labels[:batch_size]}
+        batch = replicas.replicate(first, mesh)
+        bound = run.step.keywords
+        predict = partial(steps.predict_step, inputs=bound["inputs"], model=bound["model"])
         compiled = replicas.data_parallel(predict, mesh, sharded={1: 0}, per_image=True)
-        self._evaluate = lambda params: compiled(params, batch)
+        self._evaluate = lambda variables: compiled(variables, batch)
 
     def as_text(self) -> str:
         """The training step as XLA compiled it."""
@@ -170,21 +160,21 @@ class ProgramStep:
         """At least `steps` steps, in whole calls; how many."""
         calls = -(-steps // self.steps_per_call)
         for number in range(calls):
-            inputs = self._calls[number % len(self._calls)]
-            self._state, *_ = self._train(self._state, inputs, self._data, self._no_wish)
+            batches = self._calls[number % len(self._calls)]
+            self._state, *_ = self._train(self._state, batches, self._dataset, self._no_request)
         jax.block_until_ready(self._state)
         return calls * self.steps_per_call
 
     def evaluate(self, steps: int) -> None:
         for _ in range(steps):
-            found = self._evaluate(self._state.params)
+            found = self._evaluate(self._state.variables)
         jax.block_until_ready(found)
 
 
 def program_config(**fields: object) -> ConfigDict:
     """The default config on the built-in dataset, with `fields` set."""
     config = config_lib.read_default(str(_DEFAULT))
-    config.update_from_flattened_dict({"data.source": "synthetic", **fields})
+    config.update_from_flattened_dict({"data.name": "synthetic", **fields})
     return config
 
 

@@ -52,7 +52,7 @@ def cases(batch: int, shares: int) -> list[tuple[int, int]]:
 
 def make_step(count: int, batch: int) -> Run:
     config = jax_cnn.program_config(
-        **{"num_devices": count, "batch_size": batch, "data.synthetic_train": max(batch, 2_048)}
+        **{"num_devices": count, "batch_size": batch, "data.synthetic.train": max(batch, 2_048)}
     )
     return jax_cnn.ProgramStep(config).train
 

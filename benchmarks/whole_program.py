@@ -55,7 +55,7 @@ class Program:
 
     def __init__(self, workdir: Path, env: dict[str, str]):
         command = [sys.executable, "main.py", "--config=configs/default.py"]
-        flags = [f"--workdir={workdir}", "--config.data.source=synthetic"]
+        flags = [f"--workdir={workdir}", "--config.data.name=synthetic"]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in __exit__)
         self._process = subprocess.Popen(
             command + flags,

@@ -12,15 +12,12 @@ from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
 from cifar_jax import files, inputs, models, optim
-from cifar_jax.data import feeds, sources
+from cifar_jax.data import feeds, sources, splits
 from cifar_jax.devices import replicas
 from cifar_jax.errors import UsageError, unknown
 
 DTYPES = ("float32", "bfloat16")
-DATASET_FIELDS = (  # which images are read
-    *("data.source", "data.dir", "data.shards", "data.tfds_name", "data.tfds_train_split"),
-    *("data.tfds_test_split", "data.synthetic_train", "data.synthetic_test", "data.synthetic_seed"),
-)
+_DATASET_FIELDS = ("data.name", "data.dir", "data.shards", "data.validation")
 
 
 def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str, Any], list[str]]:
@@ -109,7 +106,6 @@ def validate(config: ConfigDict) -> None:
         ("cluster", ("", "auto")),
         ("dtype", DTYPES),
         ("model.name", models.NAMES),
-        ("data.source", sources.NAMES),
         ("data.placement", feeds.PLACEMENTS),
         ("optim.name", optim.NAMES),
         ("optim.schedule", optim.SCHEDULES),
@@ -118,6 +114,8 @@ def validate(config: ConfigDict) -> None:
     ):
         if (name := _get(config, path)) not in choices:
             raise unknown(f"config.{path}", name, choices)
+    sources.check(config.data)
+    splits.check(config.data)
     _validate_numbers(config)
     inputs.validate(config.inputs)
     _validate_combinations(config)
@@ -131,8 +129,6 @@ def _validate_numbers(config: ConfigDict) -> None:
         "heartbeat_seconds",
         "num_epochs",
         "log_every_steps",
-        "data.synthetic_train",
-        "data.synthetic_test",
         "data.num_threads",
         "data.prefetch",
         "optim.learning_rate",
@@ -149,7 +145,6 @@ def _validate_numbers(config: ConfigDict) -> None:
         "num_devices",
         "per_device_batch_size",
         "steps_per_call",
-        "data.synthetic_seed",
         "optim.momentum",
         "optim.final_factor",
         "optim.warmup_epochs",
@@ -199,8 +194,8 @@ def _validate_combinations(config: ConfigDict) -> None:
             f"config.inputs.transforms mixes images in pairs, but a device takes {at_once} at a "
             "time. Set config.batch_size so that the number is even."
         )
-    size = sources.image_size(config.data.source)
-    if size:
+    size = sources.find(config.data).image_size
+    if size and not config.data.shards:
         inputs.check(config.inputs, (size, size))
     if config.data.placement == "stream" and not config.data.shards:
         raise UsageError(
@@ -211,6 +206,12 @@ def _validate_combinations(config: ConfigDict) -> None:
     if len(profile) != 2 or not all(isinstance(n, int) for n in profile) or profile[0] > profile[1]:
         raise UsageError(f"config.profile.steps = {profile}, expected two steps as in (100, 110).")
     optim.groups(config.optim)
+
+
+def chooses_images(path: str) -> bool:
+    """Whether the field at `path` is one of those that say which images are read."""
+    of_a_source = path.startswith("data.") and path.count(".") > 1
+    return of_a_source or path in _DATASET_FIELDS
 
 
 def flat(fields: ConfigDict | dict[str, Any]) -> dict[str, Any]:

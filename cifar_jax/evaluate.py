@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cifar_jax import inputs, models, steps
-from cifar_jax.data import batches, sources
+from cifar_jax.data import batches, splits
+from cifar_jax.data.dataset import Split
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, UsageError, UserError
 from cifar_jax.telemetry import display, pictures, summaries
@@ -25,7 +25,7 @@ from cifar_jax.telemetry.predictions import (
     recalls,
     worst_mistakes,
 )
-from cifar_jax.workdir import checkpoint, pytrees, records
+from cifar_jax.workdir import checkpoint, description, pytrees, records
 
 
 class Evaluator:
@@ -46,14 +46,19 @@ class Evaluator:
         `own_data`, the images are others than those that the run names."""
         self._config, self._ema, self._split, self._progress = config, ema, split, progress
         self._folder = workdir / "checkpoints"
-        self.data = sources.Split(*sources.open(config.data, split).load())
+        self.data = splits.load(config.data, split, config.seed)
         self._num_examples = num_examples or len(self.data)
         if not 0 < self._num_examples <= len(self.data):
             raise UsageError(
                 f"--num_examples={num_examples}, but the {split} split has {len(self.data):,}."
             )
         self.model = steps.make_model(config, len(self.data.class_names))
-        self.inputs = inputs.make(config.inputs, self.data.shape)
+        dataset = description.load_dataset(workdir) or splits.describe(
+            config.data, splits.open(config.data, "train", config.seed)
+        )
+        self.inputs = inputs.make(
+            config.inputs, self.data.shape, dataset.mean, dataset.std, config.seed
+        )
         self._like = jax.eval_shape(
             lambda: models.init(self.model, jax.random.key(0), self.inputs.image_shape)
         )
@@ -119,7 +124,7 @@ class Evaluator:
         """What it measures stands in each record. Images that are not those of the run's earlier
         evaluations make a curve of their own."""
         digest = _digest(self.data)
-        dataset = f"{self._config.data.source}-{digest}"
+        dataset = f"{self._config.data.name}-{digest}"
         self._facts = {
             "parameters": "ema" if self._ema else "raw",
             "split": self._split,
@@ -173,7 +178,7 @@ class Evaluator:
             self._writer.close()
 
 
-def _digest(data: sources.Split) -> str:
+def _digest(data: Split) -> str:
     """The first 12 hex digits of the SHA-256 over images and labels."""
     found = hashlib.sha256()
     for array in (data.images, data.labels):

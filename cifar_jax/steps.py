@@ -234,7 +234,7 @@ def losses(logits: jax.Array, targets: Targets, smoothing: float) -> tuple[jax.A
     """The cross-entropy [B], and what is minimised: that with labels of 1 - `smoothing`, the rest
     of which is spread over all classes."""
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, targets.label)
-    if targets.other_label is not None:
+    if targets.weight is not None:
         other = optax.softmax_cross_entropy_with_integer_labels(logits, targets.other_label)
         cross_entropy = targets.weight * cross_entropy + (1 - targets.weight) * other
     if not smoothing:

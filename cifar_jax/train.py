@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -36,7 +37,6 @@ class Training(NamedTuple):
     """A run, before anything is written: what its config and its data make of each other."""
 
     config: ConfigDict
-    workdir: Path
     data: Images
     dataset: Description
     num_steps: int
@@ -74,7 +74,7 @@ def train(
     fix, Diverged where training is of no use any more, and Interrupted after a signal.
     """
     changes = description.check_same_run(config, workdir)
-    run = prepare(config, workdir)
+    run = prepare(config, description.load_dataset(workdir))
 
     # From here on, and no earlier, something is written.
     with contextlib.closing(Saver(config, workdir / "checkpoints", after_checkpoint)) as saver:
@@ -107,11 +107,12 @@ def train(
     return state
 
 
-def prepare(config: ConfigDict, workdir: Path) -> Training:
-    """Opens the data, and binds and initialises what trains on it. Raises UserError."""
+def prepare(config: ConfigDict, known: Description | None = None) -> Training:
+    """Opens the data, and binds and initialises what trains on it. `known` is what the run knows of
+    its dataset since its first start. Raises UserError."""
     data = splits.open(config.data, "train", config.seed)
     _check_same(data)
-    dataset = splits.describe(config.data, data, description.load_dataset(workdir))
+    dataset = splits.describe(config.data, data, known)
     num_steps = config_lib.num_steps(config, len(data))
     steps_per_epoch = len(data) / config.batch_size
     model = steps.make_model(config, len(data.class_names))
@@ -129,9 +130,9 @@ def prepare(config: ConfigDict, workdir: Path) -> Training:
     variables = models.init(model, jax.random.key(config.seed), inputs.image_shape)
     if hasattr(model, "init_from_data"):
         images, _ = data.read(np.arange(min(_FIT_IMAGES, len(data))))
-        variables = models.init_from_data(model, variables, inputs.evaluate(images)[0])
+        variables = models.init_from_data(model, variables, inputs.evaluate(jnp.asarray(images))[0])
     state = steps.init_state(variables, optimizer)
-    return Training(config, workdir, data, dataset, num_steps, step, state)
+    return Training(config, data, dataset, num_steps, step, state)
 
 
 def _forget_evaluations(workdir: Path, step: int) -> None:
@@ -196,17 +197,17 @@ def _loop(run: Training, state: steps.TrainState, log: Log, saver: Saver) -> ste
         contextlib.closing(feed),
         log,
         Stop() as stop,
-        Trace(config, run.workdir, log) as trace,
+        Trace(config, log.workdir, log) as trace,
     ):
         call = Calls(run.step, mesh, feed, dataset, log, stop)
 
         def describe() -> None:
-            description.store(config, run.workdir, first, run.device, run.dataset)
+            description.store(config, log.workdir, first, run.device, run.dataset)
 
         def save(number: int, state: steps.TrainState) -> None:
             log.flush()
             with log.paused():
-                if not (run.workdir / description.FILE).exists():  # deleted meanwhile
+                if not (log.workdir / description.FILE).exists():  # deleted meanwhile
                     describe()
                 stop.unsaved = True
                 log.saved(number, saver.save(number, state, log.healthy))

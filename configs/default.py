@@ -31,14 +31,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.name = "cnn"
 
     config.data = data = ml_collections.ConfigDict()
-    data.source = "cifar10"  # 'cifar10', 'cifar100', 'synthetic' or 'tfds'
+    data.name = "cifar10"  # 'cifar10', 'cifar100', 'synthetic', 'tfds' or 'npz'
     data.dir = ""  # '': $CIFAR_JAX_DATA, else ~/.cache/cifar_jax (tfds has its own)
-    data.tfds_name = "cifar10"  # what the source 'tfds' reads
-    data.tfds_train_split = "train"
-    data.tfds_test_split = "test"
-    data.synthetic_train = 12_000  # images the source 'synthetic' draws
-    data.synthetic_test = 2_000
-    data.synthetic_seed = 0
+    # Training images held out as the split 'validation', drawn by the seed: a share below 1, or
+    # their number.
+    data.validation = 0.0
+    data.synthetic = ml_collections.ConfigDict()
+    data.synthetic.train = 12_000  # images that are drawn
+    data.synthetic.test = 2_000
+    data.synthetic.seed = 0
+    data.tfds = ml_collections.ConfigDict()
+    data.tfds.name = "cifar10"  # with config and version where they matter: 'cifar10:3.0.2'
+    data.tfds.train_split = "train"  # in tensorflow-datasets' notation: 'train[:90%]'
+    data.tfds.test_split = "test"
 
     data.placement = (
         "auto"  # 'device', 'host', 'stream'; 'auto': 'device' where it fits, else another

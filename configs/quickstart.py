@@ -13,7 +13,7 @@ from configs import default
 
 def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
-    config.data.source = "synthetic"
+    config.data.name = "synthetic"
     config.num_epochs = 5.0
     config.optim.learning_rate = 0.02
     config.optim.momentum = 0.9

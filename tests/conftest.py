@@ -2,7 +2,6 @@
 
 import os
 import signal
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +14,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 
 import jax  # noqa: E402  (after the runtime)
+import jax.numpy as jnp  # noqa: E402
 
 from cifar_jax import config as config_lib  # noqa: E402
-from cifar_jax import inputs, optim, steps  # noqa: E402
+from cifar_jax import train  # noqa: E402
 from cifar_jax.data import native  # noqa: E402
+from cifar_jax.data.dataset import Description  # noqa: E402
 from cifar_jax.devices import replicas  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 NUM_TRAIN, NUM_TEST = 90, 37  # neither a multiple of a batch
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DATASET = Description("cifar10", NAMES, (32, 32, 3), {"train": 90}, (127.5,) * 3, (73.9,) * 3)
 
 
 def random_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,20 +85,13 @@ def compiled_step():
     """Binds and compiles `steps.train_step` for a config: (first state, step) of 16 images."""
 
     def build(config, devices: int = 1, detail: int = 0):
-        schedule = optim.make_schedule(config.optim, 90 / 16, 6)
-        model = steps.make_model(config, 10)
-        optimizer = steps.make_optimizer(config, schedule)
-        step = partial(
-            steps.train_step,
-            config=config,
-            inputs=inputs.make(config.inputs, (32, 32, 3), seed=config.seed),
-            model=model,
-            optimizer=optimizer,
-            schedule=schedule,
-            detail=detail,
-            mesh=(mesh := replicas.make_mesh(devices)),
-        )
-        state = replicas.replicate(steps.init_state(config, model, optimizer), mesh)
-        return state, jax.jit(step)
+        config.num_devices = devices
+        run = train.prepare(config)
+
+        def step(state, batch):
+            zeros = jnp.zeros(len(batch["label"]), jnp.int32)
+            return run.step(state, {"index": zeros, "epoch": zeros, **batch}, detail=detail)
+
+        return replicas.replicate(run.state, run.mesh), jax.jit(step)
 
     return build

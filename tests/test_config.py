@@ -13,7 +13,7 @@ from cifar_jax import config as config_lib
 from cifar_jax.data import sources
 from cifar_jax.errors import UsageError, UserError
 from cifar_jax.workdir import description
-from tests.conftest import ROOT
+from tests.conftest import DATASET, ROOT
 
 RECIPES = sorted((ROOT / "configs").glob("*.py"))
 
@@ -43,7 +43,8 @@ def test_a_batch_by_the_device(default):
     assert default.batch_size == 96
 
 
-GROUP_OF = {"inputs": "inputs", "optim": "optim", "data": "data"}  # passed as config
+# Folders whose modules are passed a group as config.
+GROUP_OF = {"inputs": "inputs", "optim": "optim", "data": "data", "sources": "data"}
 
 
 def fields_read(file: Path) -> set[str]:
@@ -57,6 +58,8 @@ def fields_read(file: Path) -> set[str]:
             name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
             name = name.lstrip("_")
             group = GROUP_OF.get(file.parent.name, "") if name == "config" else name
+            if file.parent.name == "sources" and name == file.stem:  # its own fields
+                group = f"data.{name}"
             found.add(f"{group}.{node.attr}".lstrip("."))
             if file.parent.name == "inputs":  # whose fields have groups of their own
                 found.add(f"inputs.{group}.{node.attr}")
@@ -84,7 +87,7 @@ def test_every_field_is_read_by_the_code(default):
         ("inputs.size", (33, 33), "inputs.size = (33, 33) is larger than the images, 32x32."),
         ("inputs.transforms", ("flp",), "'flp'. Did you mean 'flip'?"),
         ("model.name", "cnnn", "Unknown config.model.name 'cnnn'. Did you mean 'cnn'?"),
-        ("data.source", "cifar11", "'cifar11'. Did you mean 'cifar10'? Choices: cifar10, cifar100"),
+        ("data.name", "cifar11", "'cifar11'. Did you mean 'cifar10'? Choices: cifar10, cifar100"),
         ("optim.schedule", "cosin", "Did you mean 'cosine'?"),
         ("optim.name", "adam", "Unknown config.optim.name 'adam'."),
         ("dtype", "float64", "Choices: float32, bfloat16, float16."),
@@ -150,8 +153,7 @@ def test_length_in_steps(default):
 
 
 def test_stored_config_says_where_it_comes_from(default, tmp_path):
-    default.inputs.transforms = ("random_crop", ("brightness", "contrast"))  # tuples in tuples
-    description.store(default, tmp_path / "run", 0, "1 CPU device")
+    description.store(default, tmp_path / "run", 0, "1 CPU device", DATASET)
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert set(record["versions"]) == {"python", *description.LIBRARIES}
     assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", record["git_commit"])
@@ -162,7 +164,7 @@ def test_stored_config_says_where_it_comes_from(default, tmp_path):
 def test_evaluation_needs_the_workdir_alone(default, tmp_path):
     fresh = default.copy_and_resolve_references()
     default.optim.momentum = 0.5
-    description.store(default, tmp_path, 0, "1 CPU device")
+    description.store(default, tmp_path, 0, "1 CPU device", DATASET)
     overrides = {"data.dir": "/elsewhere"}
     config = description.load_for_eval(tmp_path, fresh, overrides, wait=False)
     assert config.optim.momentum == 0.5
@@ -170,7 +172,7 @@ def test_evaluation_needs_the_workdir_alone(default, tmp_path):
 
 
 def test_a_config_stored_before_a_field_existed_takes_its_default(default, tmp_path):
-    description.store(default, tmp_path, 0, "1 CPU device")
+    description.store(default, tmp_path, 0, "1 CPU device", DATASET)
     path = tmp_path / "config.json"
     record = json.loads(path.read_text())
     del record["config"]["inputs"]["random_crop"]["fill"]
@@ -180,7 +182,7 @@ def test_a_config_stored_before_a_field_existed_takes_its_default(default, tmp_p
 
 
 def test_a_stored_config_with_a_field_of_another_type(default, tmp_path):
-    description.store(default, tmp_path, 0, "1 CPU device")
+    description.store(default, tmp_path, 0, "1 CPU device", DATASET)
     path = tmp_path / "config.json"
     for damage in ('"batch_size": "many"', '"inputs": 3'):
         record = json.loads(path.read_text())
@@ -200,7 +202,7 @@ def test_a_workdir_without_config_or_with_a_damaged_one(default, tmp_path):
 
 def test_a_resume_accepts_another_length_and_refuses_another_run(default, tmp_path):
     assert description.check_same_run(default, tmp_path) == []
-    description.store(default, tmp_path, 0, "1 CPU device")
+    description.store(default, tmp_path, 0, "1 CPU device", DATASET)
     default.num_steps = 5
     default.optim.learning_rate = 0.05
     default.data.dir = "/elsewhere"  # the same images, in another place: not worth a word
@@ -208,7 +210,7 @@ def test_a_resume_accepts_another_length_and_refuses_another_run(default, tmp_pa
         "num_steps was 0, is 5",
         "optim.learning_rate was 0.1, is 0.05",
     ]
-    default.data.source = "synthetic"
+    default.data.name = "synthetic"
     default.seed = 1
-    with pytest.raises(UsageError, match="data.source is 'cifar10' there, 'synthetic' now"):
+    with pytest.raises(UsageError, match="data.name is 'cifar10' there, 'synthetic' now"):
         description.check_same_run(default, tmp_path)

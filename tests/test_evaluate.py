@@ -17,7 +17,7 @@ from cifar_jax.data import native, sources
 from cifar_jax.errors import Diverged, UsageError, UserError
 from cifar_jax.inputs import standardize
 from cifar_jax.workdir import checkpoint, description, pytrees
-from tests.conftest import NUM_TEST, NUM_TRAIN, random_images
+from tests.conftest import DATASET, NUM_TEST, NUM_TRAIN, random_images
 from tests.telemetry.test_summaries import values
 
 
@@ -142,7 +142,7 @@ def test_following_waits_for_the_first_checkpoint_and_sees_new_ones(
 ):
     full = trained(config, tmp_path / "full")
     workdir = tmp_path / "growing"
-    description.store(config, workdir, 0, "1 CPU device")
+    description.store(config, workdir, 0, "1 CPU device", DATASET)
     (workdir / "checkpoints").mkdir()
     follower = threading.Thread(target=evaluate.evaluate, args=(config, workdir))
     follower.start()

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from cifar_jax import files
 from cifar_jax.data import download, native, shards
+from cifar_jax.data.dataset import CHANNELS, Description
+from cifar_jax.data.sources import npz
 from cifar_jax.errors import UserError
 from cifar_jax.workdir import checkpoint, description
 
@@ -116,6 +118,71 @@ def test_descriptions_of_shards(inside, content):
     found = calm(shards.open, inside, "train")
     if found is not None:
         calm(found.read, np.arange(min(1, len(found))))
+
+
+SMALL = st.integers(0, 3)
+ARRAYS = st.builds(
+    np.zeros,
+    st.lists(SMALL, max_size=5),
+    st.sampled_from([np.uint8, np.int8, np.uint64, np.float32, bool, "U3", "S3", "M8[s]", "u1,f4"]),
+)
+
+
+@ANY
+@given(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(["images", "labels", "class_names"], ARRAYS)),
+    st.integers(0, 2000),
+    st.binary(max_size=30),
+)
+def test_arrays(inside, arrays, place, damage):
+    """Archives of any arrays, with any bytes somewhere."""
+    path = inside / "train.npz"
+    np.savez(path, **arrays)
+    content = bytearray(path.read_bytes())
+    place %= len(content) + 1
+    content[place : place + len(damage)] = damage
+    path.write_bytes(content)
+    if found := calm(npz.read, path, path):
+        assert found.images.dtype == np.uint8 and found.shape[2] in CHANNELS
+        assert len(found.images) == len(found.labels) == len(found)
+        assert not len(found) or 0 <= found.labels.max() < len(found.class_names)
+
+
+@ANY
+@given(st.binary(max_size=300), st.sampled_from([b"", b"PK\3\4", b"\x93NUMPY\1\0"]))
+def test_arrays_of_any_bytes(inside, content, magic):
+    (inside / "train.npz").write_bytes(magic + content)
+    assert calm(npz.read, inside / "train.npz", inside / "train.npz") is None
+
+
+NUMBERS = st.lists(st.integers(-1, 300) | st.floats(), min_size=1, max_size=4)
+
+
+@ANY
+@given(
+    CONTENT
+    | known_keys(config=JSON, dataset=JSON)
+    | st.fixed_dictionaries(
+        {
+            "config": st.just({}),
+            "dataset": st.fixed_dictionaries(
+                {
+                    "name": st.text(max_size=3) | JSON,
+                    "class_names": st.lists(st.text(max_size=3), max_size=3) | JSON,
+                    "image_shape": st.just([5, 4, 3]) | NUMBERS | JSON,
+                    "sizes": st.just({"train": 4}) | JSON,
+                    "mean": st.just([1, 2.5, 3]) | NUMBERS | JSON,
+                    "std": NUMBERS | JSON,
+                }
+            ),
+        }
+    ).map(lambda value: json.dumps(value).encode())
+)
+def test_datasets(inside, content):
+    (inside / description.FILE).write_bytes(content)
+    found = calm(description.load_dataset, inside)
+    if found is not None:
+        assert Description.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 @ANY

@@ -582,7 +582,7 @@ def test_parameters_that_are_not_finite_are_never_saved(config, tmp_path, monkey
 def test_what_cannot_work_is_refused_before_anything_is_written(
     config, tmp_path, field, value, message, monkeypatch
 ):
-    monkeypatch.setattr(train.sources.download, "OPEN_SECONDS", 0.1)
+    monkeypatch.setattr(train.splits.sources.cifar.download, "OPEN_SECONDS", 0.1)
     config.update_from_flattened_dict(
         {field: value if field != "data.dir" else str(tmp_path / "d")}
     )

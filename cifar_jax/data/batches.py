@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_jax.data.sources import Split
+from cifar_jax.data.dataset import Split
 
 _ROUNDS = 6
 

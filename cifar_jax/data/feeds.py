@@ -95,7 +95,9 @@ class DeviceFeed:
 
     def get(self, step: int, count: int) -> dict[str, jax.Array]:
         start = time.monotonic()
-        index, epoch = batches.train_indices(self._seed, step, count, self._batch_size, self._num_images)
+        index, epoch = batches.train_indices(
+            self._seed, step, count, self._batch_size, self._num_images
+        )
         self._waited += time.monotonic() - start
         return replicas.put({"index": index, "epoch": epoch}, self._sharding)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flax import traverse_util
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
@@ -25,6 +26,7 @@ from cifar_jax.loop import signals
 from cifar_jax.telemetry import streams
 
 _DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
+_FLAGS = {"name": "--source", "dir": "--data-dir"}  # others have the names of their fields
 
 
 def prepare(config: ConfigDict, out: Path, num_shards: int) -> None:
@@ -77,26 +79,27 @@ def _parse(argv: Sequence[str]) -> tuple[ConfigDict, Path, int]:
     parser.add_argument("--out", required=True, metavar="DIR", help="where the shards go")
     parser.add_argument("--num-shards", type=int, default=8, metavar="N", help="files a split")
     fields = _source_fields()
-    for name, default in fields.items():
-        flag = "--data-dir" if name == "dir" else f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, dest=name, type=type(default), default=default)
+    for path, default in fields.items():
+        flag = _FLAGS.get(path) or "--" + path.replace(".", "-").replace("_", "-")
+        parser.add_argument(flag, dest=path, type=type(default), default=default)
     args = vars(parser.parse_args(argv))
-    config = ConfigDict({name: args[name] for name in fields})
-    if config.source not in sources.NAMES:
-        raise unknown("--source", config.source, sources.NAMES)
-    for name in ("num_shards", *(name for name in fields if isinstance(fields[name], int))):
-        least = 0 if name.endswith("_seed") else 1
-        if args[name] < least:
-            flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} = {args[name]}, expected {least} or more.")
+    config = ConfigDict(
+        traverse_util.unflatten_dict({path: args[path] for path in fields}, sep=".")
+    )
+    if config.name not in sources.SOURCES:
+        raise unknown("--source", config.name, sources.SOURCES)
+    sources.check(config)
+    if args["num_shards"] < 1:
+        raise UsageError(f"--num-shards = {args['num_shards']}, expected 1 or more.")
     return config, files.resolve(args["out"], "--out"), args["num_shards"]
 
 
 def _source_fields() -> dict[str, Any]:
-    """What the sources read of config.data, with the defaults."""
-    data = runpy.run_path(str(_DEFAULT_CONFIG))["get_config"]().data
-    wanted = ("source", "dir", "tfds_", "synthetic_")
-    return {name: value for name, value in data.items() if name.startswith(wanted)}
+    """What the sources read of config.data by its path there, with the defaults: the name, the
+    folder, and the fields of single sources."""
+    data = runpy.run_path(str(_DEFAULT_CONFIG))["get_config"]().data.to_dict()
+    flat = traverse_util.flatten_dict(data, sep=".")
+    return {path: value for path, value in flat.items() if path in _FLAGS or "." in path}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,20 +14,21 @@ import itertools
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from cifar_jax import files
+from cifar_jax.data.dataset import CHANNELS, MAX_SIDE, Examples, text, whole_number
 from cifar_jax.errors import UserError, reason
 
 FORMAT = 2
 MANIFEST = "shards.json"
 _SUFFIX = ".array_record"
-_MAX_SIDE, _MAX_BYTES = 1 << 14, 1 << 50  # of an image, in pixels; of a file
+_MAX_BYTES = 1 << 50  # of a file
 _LABEL_BYTES = 4
 _OF_A_FILE = ("images", "bytes", "ends")  # ends: see `_ends`
 _REPORT_EVERY = 1_000  # images
@@ -141,12 +142,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if manifest["format"] != FORMAT:
             found = manifest["format"]
             raise _damaged(path, f"it is of format {found!r}", f"format {FORMAT}")
-        height, width, channels = (_number(n, 1, _MAX_SIDE) for n in manifest["shape"])
+        height, width, channels = (whole_number(n, 1, MAX_SIDE) for n in manifest["shape"])
+        if channels not in CHANNELS:
+            raise ValueError(f"{channels} is no number of channels")
         described = {
-            _plain(name): {key: _number(file[key], 0, _MAX_BYTES) for key in _OF_A_FILE}
+            _plain(name): {key: whole_number(file[key], 0, _MAX_BYTES) for key in _OF_A_FILE}
             for name, file in manifest["files"].items()
         }
-        names = tuple(map(_text, manifest["class_names"]))
+        names = tuple(map(text, manifest["class_names"]))
     except FileNotFoundError as error:
         raise _damaged(path, "there is no such file", "what describes the shards") from error
     except OSError as error:
@@ -155,18 +158,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         problem = f"it is no description of shards ({reason(error)})"
         raise _damaged(path, problem, "what prepare wrote") from error
     return {"shape": (height, width, channels), "class_names": names, "files": described}
-
-
-def _number(value: Any, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{str(value)[:40]} is no number from {least} to {most}")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:40]} is no name")
-    return value
 
 
 def _plain(name: str) -> str:
@@ -195,22 +186,6 @@ def _damaged(path: Path, problem: str, expected: str) -> UserError:
 
 
 # -- writing -------------------------------------------------------------------------------------
-
-
-class Examples(Protocol):
-    """A split that is gone through once, from its first image to its last."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Each image, uint8 [H, W, C], with its label."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one image: H, W, C."""
-
-    @property
-    def class_names(self) -> Sequence[str]: ...
 
 
 def write(

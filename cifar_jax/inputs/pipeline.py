@@ -1,10 +1,10 @@
 """The listed transforms as one object: training inputs and evaluation inputs."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from cifar_jax.errors import UsageError
@@ -29,13 +29,13 @@ def mixes(config: ConfigDict) -> bool:
 def make(
     config: ConfigDict,
     picture_shape: tuple[int, ...],
-    mean: np.ndarray | None = None,
-    std: np.ndarray | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     seed: int = 0,
 ) -> "Inputs":
     """Binds `config.inputs` to pictures of one shape [H, W, C], as they lie in the dataset.
 
-    `mean` and `std`, float32 [C], are of the training images on the 0..255 scale: needed to
+    `mean` and `std` by channel are of the training images on the 0..255 scale: needed to
     standardise by the dataset. Raises UsageError for pictures that the list cannot bring to size,
     or where mean and deviation are missing.
     """
@@ -55,8 +55,8 @@ class Inputs:
 
     config: ConfigDict
     picture_shape: tuple[int, ...]
-    mean: np.ndarray | None
-    std: np.ndarray | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
     seed: int
 
     @property
@@ -123,5 +123,6 @@ class Inputs:
 
     def _info(self, epoch: jax.Array, index: jax.Array) -> Info:
         key = jax.random.fold_in(jax.random.key(self.seed), _NO_STEP)
-        mean, std = (None if x is None else jnp.asarray(x) for x in (self.mean, self.std))
+        moments = self.mean, self.std
+        mean, std = (None if x is None else jnp.asarray(x, jnp.float32) for x in moments)
         return Info(epoch, index, jax.random.fold_in(key, index), mean, std)

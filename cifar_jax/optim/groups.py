@@ -78,7 +78,8 @@ def assign(params: Any, config: ConfigDict) -> dict[str, Group]:
 
     Raises UsageError for a pattern that matches none, and for a group that is left without any.
     """
-    names, chosen = list(paths.flatten(params)), {}
+    names = list(paths.flatten(params))
+    chosen: dict[str, Group] = {}
     every = groups(config)
     for i, group in enumerate(every):
         matched = paths.matching(names, group.params, f"groups[{i}]") if names else []

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cifar_jax import files, optim
+from cifar_jax import files
 from cifar_jax.data import sources
 from cifar_jax.errors import UserError, reason
 from cifar_jax.evaluate import Evaluator
@@ -39,7 +39,6 @@ RIGHT, WRONG = 8, 12  # example images of each kind
 UNKNOWN = "–"
 _BESIDE_THE_RECIPE = ("seed", "data.dir")  # may differ among the runs of one mean
 _MAX_DEPTH = 20  # of a config
-_TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
 
 
 class Evaluation(NamedTuple):
@@ -81,7 +80,7 @@ def _evaluate(workdir: Path, default: ConfigDict, overrides: Mapping[str, Any]) 
     if step is None:
         raise UserError(f"No checkpoint in {workdir / 'checkpoints'} yet.")
     evaluator = Evaluator(config, workdir, progress=True)
-    data, params = evaluator.data, optim.averages(evaluator.restore(step).opt_state)
+    data, params = evaluator.data, evaluator.restore(step)
     found = evaluator.predict(params)
     rows = overview.layers(evaluator.model, evaluator.inputs.image_shape)
     return Evaluation(step, found, data.images, tuple(data.class_names), params, rows)
@@ -125,10 +124,14 @@ def _record(workdir: Path) -> dict[str, Any]:
             f"{path} is not a config of cifar_jax (it has no fields, or too deep ones)."
         )
     description.load(workdir)  # refuses what else is no config
+    dataset = description.load_dataset(workdir)
+    if dataset is None:
+        raise FileNotFoundError(path)  # deleted meanwhile
     versions = record.get("versions")
     changes = record.get("changes")
     return {
         "config": config,
+        "dataset": dataset.to_json(),
         "versions": _texts(versions) if isinstance(versions, dict) else {},
         "changes": [c for c in changes if _is_change(c)] if isinstance(changes, list) else [],
         **{name: v for name in ("git_commit", "device") if isinstance(v := record.get(name), str)},
@@ -241,8 +244,7 @@ def _final(run: Run, history: History) -> dict[str, str]:
     last = _last_evaluation(run, history)
     config = _flatten(run.record["config"])
     steps = max(history.steps, run.evaluation.step if run.evaluation else 0)
-    known = _TRAIN_IMAGES | {"synthetic": _positive(config.get("data.synthetic_train"))}
-    images = known.get(str(config.get("data.source")), math.nan)
+    images = run.record["dataset"]["sizes"]["train"]
     epochs = steps * _positive(config.get("batch_size")) / images
     return {
         "run": run.name,

@@ -1,10 +1,12 @@
-"""What a workdir says of its run: config.json, with versions and devices."""
+"""What a workdir says of its run: config.json, with the dataset, versions and devices."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from ml_collections import ConfigDict
 
 from cifar_jax import files
 from cifar_jax.config import check_fields, flat, validate
-from cifar_jax.data import sources
+from cifar_jax.data import sources, splits
+from cifar_jax.data.dataset import Description
 from cifar_jax.errors import UsageError, UserError, reason
 
 FILE = "config.json"
@@ -46,9 +49,9 @@ _MACHINE = (
 _STATE = {"optim.momentum": bool}
 
 
-def store(config: ConfigDict, workdir: Path, step: int, device: str) -> None:
-    """Writes the resolved config with versions, git commit and `device`, as what holds from `step`
-    on; what held before stays on record under "changes".
+def store(config: ConfigDict, workdir: Path, step: int, device: str, dataset: Description) -> None:
+    """Writes the resolved config with `dataset`, versions, git commit and `device`, as what holds
+    from `step` on; what held before stays on record under "changes".
 
     The data folder is written in full: evaluation may start elsewhere, or without $CIFAR_JAX_DATA.
 
@@ -60,9 +63,10 @@ def store(config: ConfigDict, workdir: Path, step: int, device: str) -> None:
     fields = config.to_dict()
     fields["data"]["dir"] = str(sources.data_dir(config.data))
     if config.data.shards:
-        fields["data"]["shards"] = str(sources.shards_dir(config.data))
+        fields["data"]["shards"] = str(splits.shards_dir(config.data))
     record = {
         "config": fields,
+        "dataset": dataset.to_json(),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in LIBRARIES},
@@ -104,25 +108,54 @@ def _unusable(workdir: Path, error: OSError) -> UserError:
 
 
 def load(workdir: Path) -> ConfigDict:
-    """The stored config. Raises FileNotFoundError without one, UserError for a damaged one."""
-    path = workdir / FILE
+    """The stored config. Raises FileNotFoundError without one, UserError for a damaged one and for
+    that of an earlier version."""
 
     def with_tuples(value: Any) -> Any:  # JSON knows lists only
         if isinstance(value, dict):
             return {name: with_tuples(entry) for name, entry in value.items()}
         return tuple(map(with_tuples, value)) if isinstance(value, list) else value
 
+    with _reading(workdir):
+        record = files.read_json(workdir / FILE)
+        _check_version(workdir, record)
+        return ConfigDict(with_tuples(dict(record["config"])))
+
+
+def load_dataset(workdir: Path) -> Description | None:
+    """The dataset that the run is trained on, as its first start has measured it; None where there
+    is no run yet. Raises UserError as `load` does."""
+    with contextlib.suppress(FileNotFoundError), _reading(workdir):
+        record = files.read_json(workdir / FILE)
+        _check_version(workdir, record)
+        return Description.from_json(record["dataset"])
+    return None
+
+
+@contextlib.contextmanager
+def _reading(workdir: Path) -> Iterator[None]:
+    """Makes of whatever a damaged config.json leads to a UserError; FileNotFoundError stays."""
     try:
-        return ConfigDict(with_tuples(dict(files.read_json(path)["config"])))
+        yield
     except FileNotFoundError:
         raise
     except OSError as error:
         raise _unusable(workdir, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is not a config of cifar_jax ({reason(error)}). Put back a copy; or rename "
-            "it, and start with all flags of the run to have it made again."
+            f"{workdir / FILE} is not a config of cifar_jax ({reason(error)}). Put back a copy; or "
+            "rename it, and start with all flags of the run to have it made again."
         ) from error
+
+
+def _check_version(workdir: Path, record: dict[str, Any]) -> None:
+    """Raises UserError where `record` is from before datasets described themselves."""
+    data = record["config"].get("data")
+    if "dataset" not in record or (isinstance(data, dict) and "source" in data):
+        raise UserError(
+            f"{workdir} was made by an earlier version: its {FILE} does not describe the dataset. "
+            "Train anew with another --workdir, or go on with the version that made it."
+        )
 
 
 def load_for_eval(
@@ -145,10 +178,24 @@ def load_for_eval(
         config.update(stored)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{workdir / FILE} has a field of another type: {error}.") from error
+    trained = flat(config)
     config.update_from_flattened_dict(overrides)
     check_fields(config, default)
     validate(config)
+    if config.data.validation:
+        _check_held_out(config, trained)
     return config
+
+
+def _check_held_out(config: ConfigDict, trained: dict[str, Any]) -> None:
+    """Raises UsageError where `config` draws other validation images than were left out of the
+    training: some of them were trained on."""
+    for path in ("seed", "data.validation"):
+        if (value := flat(config)[path]) != trained[path]:
+            raise UsageError(
+                f"config.{path} = {value!r}, but {trained[path]!r} in training: these validation "
+                "images are not those that were held out. Leave it out."
+            )
 
 
 def check_same_run(config: ConfigDict, workdir: Path) -> list[str]:

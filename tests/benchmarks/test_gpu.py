@@ -98,7 +98,7 @@ def test_a_matrix_product_for_real(monkeypatch):
 
 def test_the_bare_step_takes_whole_calls(monkeypatch, tmp_path):
     monkeypatch.setenv("CIFAR_JAX_DATA", str(tmp_path))
-    fields = {"batch_size": 16, "steps_per_call": 2, "data.synthetic_train": 40}
+    fields = {"batch_size": 16, "steps_per_call": 2, "data.synthetic.train": 40}
     program = jax_cnn.ProgramStep(jax_cnn.program_config(**fields))
     program.train(3)
     assert int(program._state.step) == 4

@@ -129,7 +129,7 @@ COMPILED = """
 from cifar_jax.devices import runtime
 runtime.start()
 from benchmarks import jax_cnn
-fields = {"batch_size": 16, "data.synthetic_train": 16, "data.synthetic_test": 16}
+fields = {"batch_size": 16, "data.synthetic.train": 16, "data.synthetic.test": 16}
 print(jax_cnn.ProgramStep(jax_cnn.program_config(**fields)).as_text())
 """
 

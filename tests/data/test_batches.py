@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cifar_jax.data import batches
-from cifar_jax.data.sources import Split
+from cifar_jax.data.dataset import Split
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 64, 90, 1000])

@@ -14,7 +14,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cifar_jax.data import batches, feeds, shards, sources
+from cifar_jax.data import batches, feeds, shards
+from cifar_jax.data.dataset import Split
 from cifar_jax.devices import replicas
 from tests.conftest import NAMES, ROOT, random_images
 
@@ -37,7 +38,7 @@ def data():
 @pytest.fixture(scope="module")
 def reads(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    shards.write(folder, "train", sources.Split(*data, NAMES), num_shards=4)
+    shards.write(folder, "train", Split(*data, NAMES), num_shards=4)
     mapped = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, data[0].shape)
     mapped[:] = data[0]
     return {

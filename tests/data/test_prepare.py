@@ -45,18 +45,29 @@ def test_the_built_in_dataset_and_its_flags(tmp_path):
     assert len(shards.open(out, "test")) == 10
 
 
+def test_shards_of_grey_images(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
+    for split in sources.SPLITS:
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=np.arange(20) % 3)
+    flags = ["--source=npz", f"--data-dir={tmp_path}", f"--out={tmp_path / 'out'}"]
+    assert prepare.main(flags) == 0
+    found, labels, names = shards.open(tmp_path / "out", "train").load()
+    np.testing.assert_array_equal(found, images[..., None])
+    assert (labels[:4].tolist(), names) == ([0, 1, 2, 0], ("0", "1", "2"))
+
+
 def test_the_flags_have_the_defaults_of_the_config(default):
     config, _, _ = prepare._parse(["--out=x"])
-    assert set(config) >= {"source", "dir", "tfds_name", "synthetic_train"}
-    for name, value in config.items():
-        assert value == default.data[name]
+    assert set(config) == {"name", "dir", "tfds", "synthetic"}
+    for name, value in config.to_dict().items():
+        assert value == default.data.to_dict()[name]
 
 
 @pytest.mark.parametrize("split", sources.SPLITS)
 def test_an_interruption_leaves_nothing_and_the_same_command_goes_on(
     monkeypatch, capsys, flags, config, tmp_path, split
 ):
-    real = sources.load
+    real = sources.examples
 
     def interrupted(config, name):
         if name == split:
@@ -64,7 +75,7 @@ def test_an_interruption_leaves_nothing_and_the_same_command_goes_on(
         return real(config, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "load", interrupted)
+        patch.setattr(sources, "examples", interrupted)
         assert prepare.main(flags) == 130
     assert capsys.readouterr().err.endswith("Interrupted.\n")
     assert not list(tmp_path.iterdir())
@@ -76,8 +87,8 @@ def test_a_killed_one_is_started_again(flags, config, tmp_path):
     code = (
         "import os, sys\n"
         "from cifar_jax.data import prepare, sources\n"
-        "load = sources.load\n"
-        "sources.load = lambda c, split: os._exit(9) if split == 'test' else load(c, split)\n"
+        "real = sources.examples\n"
+        "sources.examples = lambda c, split: os._exit(9) if split == 'test' else real(c, split)\n"
         "prepare.main(sys.argv[1:])\n"
     )
     done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True)
@@ -118,8 +129,14 @@ def test_a_folder_with_something_else_stays(capsys, flags, tmp_path):
         (["--out=x", "--source=cifar"], "Unknown --source 'cifar'. Did you mean 'cifar10'?"),
         (["--out=x", "--num-shards=many"], "Argument --num-shards: invalid int value: 'many'"),
         (["--out=x", "--num-shards=0"], "--num-shards = 0, expected 1 or more."),
-        (["--out=x", "--synthetic-train=0"], "--synthetic-train = 0, expected 1 or more."),
-        (["--out=x", "--synthetic-seed=-1"], "--synthetic-seed = -1, expected 0 or more."),
+        (
+            ["--out=x", "--source=synthetic", "--synthetic-train=0"],
+            "config.data.synthetic.train = 0, expected 1 or more.",
+        ),
+        (
+            ["--out=x", "--source=synthetic", "--synthetic-seed=-1"],
+            "config.data.synthetic.seed = -1, expected 0 or more.",
+        ),
         (["--out=x", "--shards=3"], "Unrecognized arguments: --shards=3"),
     ],
 )

@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from cifar_jax.data import shards, sources
+from cifar_jax.data import shards
+from cifar_jax.data.dataset import Split
 from cifar_jax.errors import UserError
 from tests.conftest import NAMES, NUM_TRAIN, random_images
 
@@ -23,7 +24,7 @@ def data():
 @pytest.fixture
 def folder(data, tmp_path):
     """90 training images in 4 files."""
-    shards.write(tmp_path / "set", "train", sources.Split(*data, NAMES), num_shards=4)
+    shards.write(tmp_path / "set", "train", Split(*data, NAMES), num_shards=4)
     return tmp_path / "set"
 
 
@@ -81,7 +82,7 @@ def test_other_shapes_larger_labels_and_fewer_images_than_files(tmp_path, shape)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     labels = np.arange(70_000, 70_000 + len(images))
     names = tuple(map(str, range(70_003)))
-    shards.write(tmp_path, "test", sources.Split(images, labels, names), num_shards=8)
+    shards.write(tmp_path, "test", Split(images, labels, names), num_shards=8)
     found = shards.open(tmp_path, "test")
     assert len(list((tmp_path / "test").glob("*.array_record"))) == len(images)
     for read, written in zip(found.read(np.arange(len(images))), (images, labels), strict=True):
@@ -133,7 +134,7 @@ def test_fewer_images_than_records_and_labels_beyond_the_classes(folder, tmp_pat
 
 
 def test_exchanged_files_are_found(data, tmp_path):
-    split = sources.Split(*data, NAMES)
+    split = Split(*data, NAMES)
     shards.write(tmp_path, "train", split, num_shards=2)
     one, other = sorted((tmp_path / "train").glob("*.array_record"))
     assert one.stat().st_size == other.stat().st_size
@@ -149,7 +150,7 @@ def test_exchanged_files_are_found(data, tmp_path):
 def test_progress_goes_up_to_the_end(monkeypatch, data, tmp_path):
     monkeypatch.setattr(shards, "_REPORT_EVERY", 20)
     told = []
-    split = sources.Split(*data, NAMES)
+    split = Split(*data, NAMES)
     shards.write(tmp_path, "train", split, 2, lambda done, total: told.append((done, total)))
     assert told == [(n, 90) for n in (0, 20, 40, 45, 45, 65, 85, 90)]
 
@@ -202,7 +203,7 @@ def test_other_content_of_the_same_size_is_found_when_it_is_read(tmp_path, folde
         shards.write(
             tmp_path / "small",
             "train",
-            sources.Split(images, np.zeros(90, int), NAMES),
+            Split(images, np.zeros(90, int), NAMES),
             num_shards=4,
         )
         files(tmp_path / "small")[0].rename(path)
@@ -241,14 +242,14 @@ def test_a_manifest_that_is_none(folder, content, expected):
 def test_complete_shards_are_not_overwritten(data, folder):
     before = (folder / "train" / shards.MANIFEST).stat().st_mtime_ns
     with pytest.raises(UserError, match="already holds shards"):
-        shards.write(folder, "train", sources.Split(*data, NAMES), num_shards=2)
+        shards.write(folder, "train", Split(*data, NAMES), num_shards=2)
     assert (folder / "train" / shards.MANIFEST).stat().st_mtime_ns == before
     assert [path.name for path in folder.iterdir()] == ["train"]
 
 
 def test_incomplete_shards_are_written_anew(data, folder):
     files(folder)[0].unlink()
-    shards.write(folder, "train", sources.Split(*data, NAMES), num_shards=2)
+    shards.write(folder, "train", Split(*data, NAMES), num_shards=2)
     assert len(shards.open(folder, "train")) == 90
     assert len(files(folder)) == 2
 
@@ -259,7 +260,7 @@ def test_what_is_not_ours_is_never_deleted(data, tmp_path, where):
     precious = tmp_path / where / "deep" / "thesis.tex"
     precious.write_text("all of it")
     with pytest.raises(UserError, match="holds deep/thesis.tex"):
-        shards.write(tmp_path, "train", sources.Split(*data, NAMES), num_shards=2)
+        shards.write(tmp_path, "train", Split(*data, NAMES), num_shards=2)
     assert precious.read_text() == "all of it"
 
 
@@ -269,14 +270,14 @@ def test_an_interruption_leaves_nothing_and_a_kill_nothing_that_lasts(data, tmp_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        shards.write(tmp_path, "train", sources.Split(*data, NAMES), 2, interrupt)
+        shards.write(tmp_path, "train", Split(*data, NAMES), 2, interrupt)
     assert not list(tmp_path.iterdir())
     left = tmp_path / "train.part"  # by a process that was killed
     (left / "deep").mkdir(parents=True)
     (left / "train-00007-of-00008.array_record").write_text("half")
     with pytest.raises(UserError):
         shards.open(tmp_path, "train")
-    shards.write(tmp_path, "train", sources.Split(*data, NAMES), num_shards=2)
+    shards.write(tmp_path, "train", Split(*data, NAMES), num_shards=2)
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
     assert len(list((tmp_path / "train").iterdir())) == 3
 
@@ -285,7 +286,7 @@ def test_two_writers_do_not_meet_in_one_folder(data, tmp_path):
     with shards.appearing(tmp_path / "train") as part:
         (part / "train-00000-of-00001.array_record").write_text("half")
         with pytest.raises(UserError, match="another process is writing"):
-            shards.write(tmp_path, "train", sources.Split(*data, NAMES), num_shards=2)
+            shards.write(tmp_path, "train", Split(*data, NAMES), num_shards=2)
         assert list(part.iterdir())
 
 
@@ -293,7 +294,7 @@ def test_two_writers_do_not_meet_in_one_folder(data, tmp_path):
 def test_where_nothing_can_be_written(data, tmp_path, where):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="(Cannot write to|is a file)"):
-        shards.write(tmp_path / where, "train", sources.Split(*data, NAMES), num_shards=2)
+        shards.write(tmp_path / where, "train", Split(*data, NAMES), num_shards=2)
 
 
 def test_a_full_disk(data, tmp_path, monkeypatch):
@@ -306,5 +307,5 @@ def test_a_full_disk(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(shards, "ArrayRecordWriter", Writer)
     with pytest.raises(UserError, match="No space left on device; at byte 0"):
-        shards.write(tmp_path, "train", sources.Split(*data, NAMES), num_shards=2)
+        shards.write(tmp_path, "train", Split(*data, NAMES), num_shards=2)
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from cifar_jax.data import download, native, shards, sources, synthetic, tfds
+from cifar_jax.data import download, native, shards, sources, splits
+from cifar_jax.data.sources import synthetic, tfds
 from cifar_jax.errors import UserError
 from tests.conftest import NAMES, NUM_TEST, NUM_TRAIN, random_images
 
@@ -28,7 +29,7 @@ def test_cifar100(config, tmp_path):
     for name, label in (("train", 99), ("test", 3)):
         np.array([1, label, *[7] * 3072], np.uint8).tofile(folder / f"{name}.bin")
     (folder / "fine_label_names.txt").write_text("\n".join(f"class {n}" for n in range(100)))
-    config.data.update(source="cifar100", dir=str(tmp_path))
+    config.data.update(name="cifar100", dir=str(tmp_path))
     split = sources.load(config.data, "test")
     assert split.labels.tolist() == [3]
     assert split.class_names[3] == "class 3"
@@ -37,7 +38,7 @@ def test_cifar100(config, tmp_path):
 
 
 def test_synthetic_is_drawn_once_and_read_as_cifar10(config, tmp_path, capsys):
-    config.data.update(source="synthetic", dir=str(tmp_path), synthetic_train=20, synthetic_test=8)
+    config.data.update(name="synthetic", dir=str(tmp_path), synthetic={"train": 20, "test": 8})
     train, test = (sources.load(config.data, name) for name in sources.SPLITS)
     assert capsys.readouterr().out.count("Drawing") == 1
     assert (len(train), len(test)) == (20, 8)
@@ -57,7 +58,8 @@ def test_tfds_split_names_and_folder_come_from_the_config(config, monkeypatch):
         return tfds.Examples("zeros", [{"image": np.zeros((28, 28, 3)), "label": 0}], ("zero",))
 
     monkeypatch.setattr(sources.tfds, "open", open)
-    config.data.update(source="tfds", tfds_name="svhn_cropped", tfds_train_split="extra", dir="/D")
+    config.data.update(name="tfds", dir="/D")
+    config.data.tfds.update(name="svhn_cropped", train_split="extra")
     sources.load(config.data, "train")
     sources.load(config.data, "test")
     assert asked == [("svhn_cropped", "extra", "/D"), ("svhn_cropped", "test", "/D")]
@@ -66,7 +68,7 @@ def test_tfds_split_names_and_folder_come_from_the_config(config, monkeypatch):
 def test_an_empty_split_is_refused(config, monkeypatch):
     empty = tfds.Examples("nothing", [], ("zero",))
     monkeypatch.setattr(sources.tfds, "open", lambda *arguments: empty)
-    config.data.source = "tfds"
+    config.data.name = "tfds"
     with pytest.raises(UserError, match="The test split of 'tfds' is empty"):
         sources.load(config.data, "test")
 
@@ -87,7 +89,7 @@ def test_the_folder_comes_from_config_then_environment_then_home(config, monkeyp
     monkeypatch.delenv("CIFAR_JAX_DATA")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert str(sources.data_dir(config.data)) == "/home/somebody/.cache/cifar_jax"
-    config.data.source = "tfds"
+    config.data.name = "tfds"
     assert str(sources.data_dir(config.data)) == "/home/somebody/tensorflow_datasets"
 
 
@@ -119,8 +121,8 @@ def test_shards_take_the_place_of_their_source(config, tmp_path):
     """For evaluation, too: whatever the source is called that they were made from."""
     expected = sources.load(config.data, "test")
     shards.write(tmp_path, "test", expected, num_shards=2)
-    config.data.update(source="cifar100", shards=str(tmp_path))
-    found = sources.open(config.data, "test")
+    config.data.update(name="cifar100", shards=str(tmp_path))
+    found = splits.open(config.data, "test", seed=0)
     assert found.class_names == NAMES
     np.testing.assert_array_equal(found.load()[0], expected.images)
 
@@ -142,7 +144,7 @@ def test_another_version_is_named_and_nothing_downloaded(config, tmp_path, name)
 @pytest.mark.parametrize("field", ["dir", "shards"])
 def test_paths_are_those_of_a_user(config, monkeypatch, field):
     monkeypatch.setenv("HOME", "/home/me")
-    resolve = {"dir": sources.data_dir, "shards": sources.shards_dir}[field]
+    resolve = {"dir": sources.data_dir, "shards": splits.shards_dir}[field]
     config.data[field] = "~/x y"
     assert str(resolve(config.data)) == "/home/me/x y"
     config.data[field] = "gs://b"

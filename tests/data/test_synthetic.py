@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cifar_jax.data import synthetic
+from cifar_jax.data.sources import synthetic
 
 
 @pytest.fixture(scope="module")

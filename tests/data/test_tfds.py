@@ -17,7 +17,7 @@ import pytest
 import tensorflow_datasets
 from PIL import Image
 
-from cifar_jax.data import tfds
+from cifar_jax.data.sources import tfds
 from cifar_jax.errors import UserError
 
 NAMES = ("cat", "dog", "frog")
@@ -97,6 +97,18 @@ def test_reads_images_labels_and_names(tmp_path: Path) -> None:
     assert labels.tolist() == [i % 3 for i in order]
 
 
+@pytest.mark.parametrize("shape", [(4, 6, 1), (4, 6, 4)])
+def test_grey_and_transparent_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    drawn = [make_image(i, shape) for i in range(10)]
+    change = {i: {"image": Image.fromarray(image.squeeze())} for i, image in enumerate(drawn)}
+    prepare(
+        tmp_path, change, image=tensorflow_datasets.features.Image(shape=(None, None, shape[2]))
+    )
+    images, _, _ = tfds.open("tiny", "train", str(tmp_path)).load()
+    assert sorted(i.tobytes() for i in images) == sorted(i.tobytes() for i in drawn[:7])
+    assert images.shape[1:] == shape
+
+
 @pytest.mark.parametrize(("split", "count"), [("test", 3), ("train[:2]", 2), ("train+test", 10)])
 def test_split_notation(tmp_path: Path, split: str, count: int) -> None:
     prepare(tmp_path)
@@ -140,7 +152,7 @@ def test_unprepared_says_where_and_what_to_do(tmp_path: Path) -> None:
         str(tmp_path / "cifar10"),
         "pip install 'cifar_jax[tensorflow]'",
         "copy that folder",
-        "data.source='cifar10'",
+        "data.name='cifar10'",
     ):
         assert part in message
     assert "\n" not in message
@@ -196,11 +208,11 @@ def test_other_file_formats_are_refused(tmp_path: Path) -> None:
     "features",
     [
         {"image": tensorflow_datasets.features.Text()},
-        {"image": tensorflow_datasets.features.Image(shape=(None, None, 1))},
+        {"image": tensorflow_datasets.features.Image(shape=(None, None, 2))},
         {"image": tensorflow_datasets.features.Image(dtype=np.uint16, encoding_format="png")},
         {"label": tensorflow_datasets.features.Scalar(np.int64)},
     ],
-    ids=["no-image", "gray", "16-bit", "no-classes"],
+    ids=["no-image", "two-channels", "16-bit", "no-classes"],
 )
 def test_wrong_features(tmp_path: Path, features: dict[str, Any]) -> None:
     text = isinstance(features.get("image"), tensorflow_datasets.features.Text)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from cifar_jax import optim, steps
-from cifar_jax.data import native, shards, sources
+from cifar_jax.data import native, shards
+from cifar_jax.data.dataset import Split
 from cifar_jax.workdir import checkpoint, description, pytrees, records
 from tests.conftest import NAMES, NUM_TRAIN, ROOT, random_images
 
@@ -173,7 +174,7 @@ def test_both_say_what_is_not_the_same(launch, tmp_path, fault, code, line):
 def test_a_damaged_shard_of_one_stops_both(launch, tmp_path):
     images, labels = random_images(NUM_TRAIN, seed=0)
     for name in ("whole", "damaged"):
-        shards.write(tmp_path / name, "train", sources.Split(images, labels, NAMES), num_shards=2)
+        shards.write(tmp_path / name, "train", Split(images, labels, NAMES), num_shards=2)
     path = min((tmp_path / "damaged" / "train").glob("*.array_record"))
     content = bytearray(path.read_bytes())
     middle = len(content) // 2

@@ -22,7 +22,7 @@ from cifar_jax.models.overview import LayerRow
 from cifar_jax.report import charts, page, plots
 from cifar_jax.report.history import History, series
 from cifar_jax.telemetry.predictions import Predictions
-from tests.conftest import ROOT
+from tests.conftest import DATASET, ROOT
 
 NAMES = ("<b>x</b>", "cat", "$dog")
 CURVES = ("loss", "precision", "precision-time", "learning-rate")
@@ -91,7 +91,12 @@ def make_run(fields, name="run", lines=(), evaluated=None, missing="No images he
         for each in groups:
             group = group[each]
         group[field] = value
-    record = {"config": config, "versions": {"jax": "0.10.9"}, "git_commit": "abc-dirty"}
+    record = {
+        "config": config,
+        "dataset": DATASET.to_json(),
+        "versions": {"jax": "0.10.9"},
+        "git_commit": "abc-dirty",
+    }
     missing = "" if evaluated else missing
     return page.Run(name, Path("runs") / name, record, list(lines), evaluated, missing)
 
@@ -378,7 +383,9 @@ def test_a_run_of_the_defaults_needs_no_more(fields, tmp_path, default):
 
 def stored(workdir, fields):
     workdir.mkdir(parents=True)
-    (workdir / "config.json").write_text(json.dumps({"config": fields, "versions": {}}))
+    (workdir / "config.json").write_text(
+        json.dumps({"config": fields, "dataset": DATASET.to_json(), "versions": {}})
+    )
     return workdir
 
 
@@ -433,11 +440,11 @@ HOSTILE = [None, "text", [[[1]]], {"a": {"b": 1}}, -1, 10**19, 1e308, True, "", 
 
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize(
-    "path", ["batch_size", "seed", "data", "data.source", "data.synthetic_train", "model", "optim"]
+    "path", ["batch_size", "seed", "data", "data.name", "data.synthetic", "model", "optim"]
 )
 def test_a_config_of_any_types_is_shown(fields, tmp_path, path, value):
     config = copy.deepcopy(fields)
-    config["data"]["source"] = "synthetic"
+    config["data"]["name"] = "synthetic"
     *groups, field = path.split(".")
     (config[groups[0]] if groups else config)[field] = value
     workdir = stored(tmp_path / "run", config)
@@ -457,7 +464,9 @@ def test_the_rest_of_a_record_may_be_of_any_types(fields, tmp_path, value):
     for record in (dict.fromkeys(names, value), {"versions": {"jax": value}, "changes": [value]}):
         workdir = tmp_path / "run"
         workdir.mkdir(exist_ok=True)
-        (workdir / "config.json").write_text(json.dumps({"config": fields, **record}))
+        (workdir / "config.json").write_text(
+            json.dumps({"config": fields, "dataset": DATASET.to_json(), **record})
+        )
         run = page.load(workdir, lambda _: None)._replace(missing="None.")
         assert "None." in write([run], tmp_path / "report", fields)
 

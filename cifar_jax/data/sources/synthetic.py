@@ -9,6 +9,13 @@ the crop to the central 24x24 pixels.
 from collections.abc import Callable
 
 import numpy as np
+from ml_collections import ConfigDict
+
+from cifar_jax.data import native
+from cifar_jax.data.dataset import Split
+from cifar_jax.data.sources import cifar
+from cifar_jax.data.sources.source import Source
+from cifar_jax.errors import UsageError, UserError, reason
 
 VERSION = 1  # of the pictures: their folder on disk carries it
 SIZE = 32
@@ -82,6 +89,35 @@ _SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "tee": _tee,
 }
 CLASS_NAMES = tuple(_SHAPES)
+
+
+class Synthetic(Source):
+    """Drawn once, then read from disk by the reader of CIFAR-10."""
+
+    image_size = SIZE
+
+    def check(self, config: ConfigDict) -> None:
+        for field, least in (("train", 1), ("test", 1), ("seed", 0)):
+            if (value := config.synthetic[field]) < least:
+                raise UsageError(
+                    f"config.data.synthetic.{field} = {value}, expected {least} or more."
+                )
+
+    def load(self, config: ConfigDict, split: str) -> Split:
+        seed = config.synthetic.seed
+        num_train, num_test = config.synthetic.train, config.synthetic.test
+        folder = self.dir(config) / f"synthetic-{VERSION}-{num_train}-{num_test}-{seed}"
+        if not folder.exists():
+            print(f"Drawing {num_train:,} training and {num_test:,} test images into {folder}")
+            train, test = draw(num_train, seed=2 * seed), draw(num_test, seed=2 * seed + 1)
+            try:
+                native.write_folder(folder, train, test, CLASS_NAMES)
+            except OSError as error:
+                raise UserError(
+                    f"Cannot write to {folder.parent}: {reason(error)}. "
+                    "Choose another folder with --config.data.dir=DIR or $CIFAR_JAX_DATA."
+                ) from error
+        return cifar.read_cifar10(folder, split, ["data_batch_1.bin"])
 
 
 def draw(num_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

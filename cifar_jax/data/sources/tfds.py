@@ -13,9 +13,26 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from cifar_jax.data.dataset import CHANNELS, Split
 from cifar_jax.data.download import NetworkError, open_url
+from cifar_jax.data.sources.source import Source
 from cifar_jax.errors import UserError, reason
+
+
+class Tfds(Source):
+    default_dir = "TFDS_DATA_DIR", "~/tensorflow_datasets"
+
+    def load(self, config: ConfigDict, split: str) -> Split:
+        return Split(*self.examples(config, split).load())
+
+    def examples(self, config: ConfigDict, split: str) -> "Examples":
+        name = config.tfds.train_split if split == "train" else config.tfds.test_split
+        return open(config.tfds.name, name, str(self.dir(config)))
+
+    def title(self, config: ConfigDict) -> str:
+        return config.tfds.name
 
 
 class Examples:
@@ -25,9 +42,10 @@ class Examples:
     class.
     """
 
-    def __init__(self, what: str, source: Any, class_names: tuple[str, ...]):
+    def __init__(self, what: str, source: Any, class_names: tuple[str, ...], channels: int = 3):
         self._what, self._source, self.class_names = what, source, class_names
-        self.shape: tuple[int, ...] = source[0]["image"].shape if len(source) else (0, 0, 3)
+        self._channels = channels
+        self.shape: tuple[int, ...] = source[0]["image"].shape if len(source) else (0, 0, channels)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -35,11 +53,11 @@ class Examples:
     def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
         for i, example in enumerate(self._source):
             image, label = example["image"], int(example["label"])
-            if image.shape != self.shape or image.shape[2:] != (3,):
+            if image.shape != self.shape or image.shape[2:] != (self._channels,):
                 raise UserError(
                     f"Image {i} of {self._what} has shape {image.shape} and image 0 {self.shape}, "
-                    "expected [H, W, 3], the same for all. Choose a dataset whose images are all "
-                    "of one size."
+                    f"expected [H, W, {self._channels}], the same for all. Choose a dataset whose "
+                    "images are all of one size."
                 )
             if not 0 <= label < len(self.class_names):
                 raise UserError(
@@ -49,7 +67,7 @@ class Examples:
             yield image, label
 
     def load(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        """All images uint8 [N, H, W, 3], their labels int32 [N] and the class names."""
+        """All images uint8 [N, H, W, C], their labels int32 [N] and the class names."""
         images = np.empty((len(self), *self.shape), np.uint8)
         labels = np.empty(len(self), np.int32)
         for i, example in enumerate(self):
@@ -67,13 +85,13 @@ def open(name: str, split: str, data_dir: str | None) -> Examples:
 
     Raises:
         UserError: an unknown name or split, a dataset that is not prepared and cannot be here, or
-            one whose examples are not RGB images with a label.
+            one whose examples are not images of 1, 3 or 4 channels with a label.
     """
     builder = _builder(name, data_dir or None)
     if not builder.is_prepared():
         _prepare(name, builder)
-    names = _class_names(name, builder.info.features)
-    return Examples(f"{name} {split}", _source(name, builder, split), names)
+    names, channels = _features(name, builder.info.features)
+    return Examples(f"{name} {split}", _source(name, builder, split), names, channels)
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
@@ -82,7 +100,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
         import tensorflow_datasets
     except ImportError as error:
         raise UserError(
-            f"Cannot import tensorflow-datasets: {error}. data.source='tfds' needs it: "
+            f"Cannot import tensorflow-datasets: {error}. data.name='tfds' needs it: "
             "pip install tensorflow-datasets importlib_resources array_record pillow."
         ) from error
     if re.match(r"\w+:[A-Za-z]", name):  # Looked up over the network, for minutes without one.
@@ -114,7 +132,7 @@ def _prepare(name: str, builder: Any) -> None:
     missing = f"Dataset {name} is not prepared at {builder.data_dir}"
     remedy = (
         "prepare it on another machine with download_and_prepare(file_format='array_record') and "
-        "copy that folder here, or use data.source='cifar10', which needs neither."
+        "copy that folder here, or use data.name='cifar10', which needs neither."
     )
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
@@ -137,24 +155,25 @@ def _prepare(name: str, builder: Any) -> None:
         raise UserError(f"{missing}: {reason(error)}. Mend that, or {remedy}") from error
 
 
-def _class_names(name: str, features: Any) -> tuple[str, ...]:
-    """Checks that the examples are RGB images with a label, and returns the classes' names."""
+def _features(name: str, features: Any) -> tuple[tuple[str, ...], int]:
+    """Checks that the examples are images with a label, and returns the classes' names and the
+    images' channels."""
     import tensorflow_datasets
 
     found = dict(features.items()) if hasattr(features, "items") else {}
     image, label = found.get("image"), found.get("label")
     if (
         not isinstance(image, tensorflow_datasets.features.Image)
-        or image.shape[-1] != 3
+        or image.shape[-1] not in CHANNELS
         or image.np_dtype != np.uint8
         or not isinstance(label, tensorflow_datasets.features.ClassLabel)
     ):
         raise UserError(
-            f"Dataset {name} has features {reason(ValueError(features))}, expected an 'image' of 3 "
-            "channels of uint8 and a 'label' that is a ClassLabel. Choose a dataset for "
+            f"Dataset {name} has features {reason(ValueError(features))}, expected an 'image' of "
+            "1, 3 or 4 channels of uint8 and a 'label' that is a ClassLabel. Choose a dataset for "
             "classification."
         )
-    return tuple(label.names)
+    return tuple(label.names), image.shape[-1]
 
 
 def _source(name: str, builder: Any, split: str) -> Any:

@@ -1,0 +1,190 @@
+"""What a dataset is: images with labels, and the description that a workdir keeps of them."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Protocol
+
+import numpy as np
+
+CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
+MAX_SIDE = 1 << 14  # of an image, in pixels
+_MAX_IMAGES, _MAX_CLASSES = 1 << 40, 1 << 20
+_CHUNK_IMAGES = 2_000  # measured at once; below 2**16, which keeps their sums within uint32
+
+
+class Images(Protocol):
+    """A split, wherever its images lie: a `Split` in memory, `shards.Shards`, a `splits.Part`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: H, W, C."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The images uint8 [n, H, W, C] and labels int32 [n] of `indices` [n], in any order."""
+
+    def load(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """All images, labels and the class names, for a split that fits into memory."""
+
+
+class Examples(Protocol):
+    """A split that is gone through once, from its first image to its last."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Each image, uint8 [H, W, C], with its label."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: H, W, C."""
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images of one dataset in memory; C is one of `CHANNELS`."""
+
+    images: np.ndarray  # uint8 [N, H, W, C]
+    labels: np.ndarray  # int32 [N], each an index into class_names
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        return zip(self.images, self.labels, strict=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: H, W, C."""
+        return self.images.shape[1:]
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.take(self.images, indices, axis=0), np.take(self.labels, indices)
+
+    def load(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        return self.images, self.labels, self.class_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A dataset without its images: what evaluation, prediction and report need to know of it."""
+
+    name: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # H, W, C
+    sizes: Mapping[str, int]  # images by split, of those splits that are known
+    mean: tuple[float, ...]  # of the training images' pixels by channel, on the 0..255 scale
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, name: str, train: Images, sizes: Mapping[str, int]) -> "Description":
+        """Measures the training images, all of them once, `_CHUNK_IMAGES` in memory at a time."""
+        height, width, channels = train.shape
+        mean, std = measure(_chunks(train))
+        shape = height, width, channels
+        return cls(name, tuple(train.class_names), shape, dict(sizes), mean, std)
+
+    def to_json(self) -> dict[str, Any]:
+        """Of types that JSON knows; `from_json` gives back the same, to the last bit."""
+        fields = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+    @classmethod
+    def from_json(cls, found: Any) -> "Description":
+        """Of what JSON said, which anybody may have written. Raises ValueError for anything odd."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(found, dict) or found.keys() != names:
+            raise ValueError(f"it is no object of {', '.join(sorted(names))}")
+        height, width, channels = _items(found["image_shape"], "image_shape", 3)
+        if channels not in CHANNELS:
+            raise ValueError(f"{str(channels)[:40]} is no number of channels")
+        if not isinstance(found["sizes"], dict) or "train" not in found["sizes"]:
+            raise ValueError("sizes has no number of training images")
+        moments = (
+            tuple(_level(level) for level in _items(found[name], name, channels))
+            for name in ("mean", "std")
+        )
+        return cls(
+            text(found["name"]),
+            tuple(map(text, _items(found["class_names"], "class_names"))),
+            (whole_number(height, 1, MAX_SIDE), whole_number(width, 1, MAX_SIDE), int(channels)),
+            {split: whole_number(n, 1, _MAX_IMAGES) for split, n in found["sizes"].items()},
+            *moments,
+        )
+
+
+# -- measuring -----------------------------------------------------------------------------------
+
+
+def measure(chunks: Iterable[np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation by channel of images uint8 [n, H, W, C], for any n below 2**16 each.
+
+    The sums are whole numbers, and each result is rounded once: the same bits for any order, cut
+    into chunks and machine. Raises ValueError without an image.
+    """
+    count, total, squares = 0, np.array(0, object), np.array(0, object)  # Python's whole numbers
+    for chunk in chunks:
+        count += math.prod(chunk.shape[:-1])
+        total = total + _sum(chunk)
+        squares = squares + _sum(np.square(chunk, dtype=np.uint16))
+    if not count:
+        raise ValueError("no image to measure")
+    channels = list(zip(total, squares, strict=True))
+    mean = tuple(float(Fraction(s, count)) for s, _ in channels)
+    variance = (Fraction(s2 * count - s * s, count * count) for s, s2 in channels)
+    return mean, tuple(math.sqrt(float(value)) for value in variance)
+
+
+def _sum(chunk: np.ndarray) -> np.ndarray:
+    """Over all but the last axis of whole numbers [n, H, W, C], as Python's, which never overflow.
+
+    First over the images, which is where numpy adds whole rows at once.
+    """
+    by_pixel = chunk.sum(axis=0, dtype=np.uint32)
+    return by_pixel.sum(axis=(0, 1), dtype=np.uint64).astype(object)
+
+
+def _chunks(images: Images) -> Iterator[np.ndarray]:
+    for start in range(0, len(images), _CHUNK_IMAGES):
+        yield images.read(np.arange(start, min(start + _CHUNK_IMAGES, len(images))))[0]
+
+
+# -- JSON that anybody may have written ----------------------------------------------------------
+
+
+def whole_number(value: Any, least: int, most: int) -> int:
+    """`value`; raises ValueError where it is none from `least` to `most`."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{str(value)[:40]} is no number from {least} to {most}")
+    return value
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{str(value)[:40]} is no name")
+    return value
+
+
+def _level(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= 255:
+        raise ValueError(f"{str(value)[:40]} is no level from 0 to 255")
+    return float(value)
+
+
+def _items(value: Any, name: str, count: int | None = None) -> list[Any]:
+    """A list of `count`, or of one at least."""
+    if not isinstance(value, list) or not 0 < len(value) <= _MAX_CLASSES:
+        raise ValueError(f"{name} is no list of some")
+    if count is not None and len(value) != count:
+        raise ValueError(f"{name} has {len(value)} entries and not {count}")
+    return value

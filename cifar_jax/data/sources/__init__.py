@@ -1,0 +1,67 @@
+"""Where images come from: a registry of sources, each of which gives the same kind of dataset.
+
+A new source is a file with a `Source`, a line here, and its fields in configs/default.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cifar_jax.data.dataset import Examples, Split
+from cifar_jax.data.sources import cifar, npz, synthetic, tfds
+from cifar_jax.data.sources.source import Source
+from cifar_jax.errors import UserError, unknown
+
+SPLITS = ("train", "test")
+SOURCES: dict[str, Source] = {
+    "cifar10": cifar.Cifar10(),
+    "cifar100": cifar.Cifar100(),
+    "synthetic": synthetic.Synthetic(),
+    "tfds": tfds.Tfds(),
+    "npz": npz.Npz(),
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UsageError for an unknown `config.data.name`, and what its source cannot work with."""
+    find(config).check(config)
+
+
+def load(config: ConfigDict, split: str) -> Split:
+    """The split 'train' or 'test' as the source of `config` (config.data) has it: from disk, drawn
+    or downloaded. Nothing is held out of it: see `splits.open`.
+
+    Raises UserError for files that are missing, damaged or out of reach, and for an empty split.
+    """
+    return _some(find(config).load(config, _known(split)), config, split)
+
+
+def examples(config: ConfigDict, split: str) -> Examples:
+    """As `load`, but one image after the other where that is how they lie on disk."""
+    return _some(find(config).examples(config, _known(split)), config, split)
+
+
+def find(config: ConfigDict) -> Source:
+    """The source of `config` (config.data). Raises UsageError where there is none of its name."""
+    if config.name not in SOURCES:
+        raise unknown("config.data.name", config.name, SOURCES)
+    return SOURCES[config.name]
+
+
+def data_dir(config: ConfigDict) -> Path:
+    """Absolute: `config.dir`, or else the source's default, $CIFAR_JAX_DATA or ~/.cache/cifar_jax
+    for most. Raises UsageError for what is no path, or where there is no home folder."""
+    return find(config).dir(config)
+
+
+def _known(split: str) -> str:
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    return split
+
+
+def _some(found: Any, config: ConfigDict, split: str) -> Any:
+    if not len(found):
+        raise UserError(f"The {split} split of '{config.name}' is empty; expected images.")
+    return found
