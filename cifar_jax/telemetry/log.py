@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from clu.parameter_overview import get_parameter_overview
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
@@ -197,9 +198,8 @@ class Log:
 
     def _write_histograms(self, number: int, told: dict[str, Any]) -> None:
         for tree in ("params", "gradients"):
-            for layer, weights in told[tree].items():
-                for name, value in weights.items():
-                    self._writer.histogram(number, f"{tree}/{layer}/{name}", value)
+            for path, value in traverse_util.flatten_dict(told[tree], sep="/").items():
+                self._writer.histogram(number, f"{tree}/{path}", value)
         for layer, value in told["layers"].items():
             self._writer.histogram(number, f"activations/{layer}", value)
 
@@ -209,8 +209,8 @@ class Log:
         self._writer.image(
             number, "inputs", lambda: pictures.grid(pictures.visible(images), captions)
         )
-        first = next((w["kernel"] for w in told["params"].values() if w["kernel"].ndim == 4), None)
-        if first is not None and first.shape[2] == 3:
+        first = pictures.colour_kernel(told["params"])
+        if first is not None:
             self._writer.image(number, "filters", lambda: pictures.filters(first))
 
     def saved(self, step: int, precision: float | None) -> None:
