@@ -11,12 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from cifar_jax.models import activations, cnn
+from cifar_jax.models import activations, airbench, cnn, resnet
 
 _MODELS: dict[str, type[nn.Module]] = {
     "cnn": cnn.CNN,
+    "resnet18": resnet.ResNet18,
+    "airbench": airbench.Airbench,
 }
 NAMES = tuple(_MODELS)
 
@@ -28,7 +31,20 @@ def create(name: str, num_classes: int, dtype: str) -> nn.Module:
 
 def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """Variables for images of `image_shape` (H, W, C): {"params": …, and the model's state}."""
-    return dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
+    # Without computing the model, but operation by operation: under `jit` the last bits may differ.
+    return dict(model.lazy_init(key, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)))
+
+
+def init_from_data(
+    model: nn.Module, variables: dict[str, Any], images: np.ndarray
+) -> dict[str, Any]:
+    """`variables` with those parameters that the model takes from its training images.
+
+    `images`: float32 [N, H, W, C], standardised as for training. A model that takes none has no
+    `init_from_data(variables, images)` of its own; then `variables` as they are.
+    """
+    own = getattr(model, "init_from_data", None)
+    return own(variables, images) if own else variables
 
 
 def forward(

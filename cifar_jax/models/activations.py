@@ -1,10 +1,11 @@
 """What the layers of a network put out, for those who ask: telemetry and the table of layers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import linen as nn
+from flax import traverse_util
 
 COLLECTION = "intermediates"
 
@@ -26,12 +27,4 @@ def publish(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
 
 def by_path(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A collection as a flat dict, "module/name" -> value, in the tree's order."""
-    return dict(_leaves(tree, ()))
-
-
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, name))
-        else:
-            yield "/".join((*path, name)), value
+    return traverse_util.flatten_dict(tree, sep="/")

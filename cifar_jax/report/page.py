@@ -48,7 +48,7 @@ class Evaluation(NamedTuple):
     predictions: predictions.Predictions
     images: np.ndarray  # uint8 [N, H, W, 3]
     class_names: tuple[str, ...]
-    params: Any  # layer -> {"kernel", "bias"}, numpy arrays
+    params: Any  # of any depth, numpy arrays
     layers: Sequence[plots.LayerRow]
 
 
@@ -414,9 +414,8 @@ def _confused(matrix: np.ndarray, names: Sequence[str]) -> str:
 
 def _filters(params: Mapping[str, Any]) -> bytes | None:
     """Of the first convolution of colours, if the model has one."""
-    kernels = [np.asarray(layer["kernel"]) for layer in params.values() if "kernel" in layer]
-    of_colours = [kernel for kernel in kernels if kernel.ndim == 4 and kernel.shape[2] == 3]
-    return _png(pictures.filters(of_colours[0])) if of_colours else None
+    kernel = pictures.colour_kernel(params)
+    return None if kernel is None else _png(pictures.filters(kernel))
 
 
 def _examples(evaluation: Evaluation, places: np.ndarray) -> list[_Example]:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from clu.parameter_overview import get_parameter_overview
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
@@ -209,8 +210,8 @@ class Log:
         self._writer.image(
             number, "inputs", lambda: pictures.grid(pictures.visible(images), captions)
         )
-        kernels = [p for p in paths.flatten(aux["params"]).values() if p.ndim == 4]
-        if kernels and (first := kernels[0]).shape[2] in (1, 3):
+        first = pictures.colour_kernel(aux["params"])
+        if first is not None:
             self._writer.image(number, "filters", lambda: pictures.filters(first))
 
     def saved(self, step: int, precision: float | None) -> None:

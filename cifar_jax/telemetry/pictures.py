@@ -1,9 +1,10 @@
 """Pictures for TensorBoard, drawn small and fast: uint8 arrays [H, W, 3]."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 from PIL import Image, ImageDraw, ImageFont
 
 _SCALE = 4  # screen pixels of an image's pixel
@@ -34,6 +35,13 @@ def grid(images: np.ndarray, captions: Sequence[str], columns: int = 4) -> np.nd
 def visible(images: np.ndarray) -> np.ndarray:
     """Standardised images [N, h, w, 3] as uint8: what the network sees, 2.5 deviations to 0–255."""
     return np.clip(np.nan_to_num(images) * (127.5 / 2.5) + 127.5, 0, 255).astype(np.uint8)
+
+
+def colour_kernel(params: Mapping[str, Any]) -> np.ndarray | None:
+    """The kernel [k, k, 3, D] of the first convolution of colours, at any depth; or None."""
+    kernels = traverse_util.flatten_dict(params).values()
+    of_colours = (leaf for leaf in kernels if leaf.ndim == 4 and leaf.shape[2] == 3)
+    return next(map(np.asarray, of_colours), None)
 
 
 def filters(kernel: np.ndarray, columns: int = 8) -> np.ndarray:

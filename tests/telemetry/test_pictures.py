@@ -43,3 +43,10 @@ def test_confusion_is_darkest_where_all_are():
 def test_many_classes_go_without_words():
     matrix = np.eye(100, dtype=int)
     assert pictures.confusion(matrix, [f"class {n}" for n in range(100)]).shape[0] < 800
+
+
+def test_the_kernel_of_colours_at_any_depth():
+    kernel = np.ones((2, 2, 3, 8))
+    others = {"conv": {"kernel": np.ones((3, 3, 8, 8))}, "norm": {"bias": np.ones(8)}}
+    assert pictures.colour_kernel({"group": others, "whiten": {"kernel": kernel}}) is kernel
+    assert pictures.colour_kernel({"group": others}) is None

@@ -1,0 +1,160 @@
+"""The network of airbench94 (Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024):
+1,971,640 parameters for ten classes, of which the whitening filters do not learn.
+
+whiten → three groups of [conv1 → pool → norm1 → conv2 → norm2] → max pool → linear, with a GELU
+after the whitening and after each normalisation; the logits are divided by the number of features.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from cifar_jax.models.activations import publish
+from cifar_jax.models.batch_norm import BatchNorm
+from cifar_jax.ops.conv import conv
+
+_WINDOW = 2  # of the whitening
+_IMAGES = 5_000  # that decide its filters
+_EPSILON = 5e-4  # added to the eigenvalues: the weakest patterns are those of noise
+
+
+class Airbench(nn.Module):
+    """[B, H, W, C] images, standardised -> float32 [B, num_classes] logits, without softmax.
+
+    `init_from_data` is part of the initialisation: without it the first filters are random.
+    """
+
+    num_classes: int = 10
+    dtype: str = "float32"
+    widths: tuple[int, ...] = (64, 256, 256)  # channels of each group
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        x = self._whiten(images.astype(self.dtype))
+        x = publish(self, "gelu", _gelu(x))
+        for number, channels in enumerate(self.widths, 1):
+            x = Group(channels, name=f"group{number}")(x, train=train)
+        # The whole map where it is smaller than the window.
+        x = publish(self, "pool", _max_pool(x, min(3, *x.shape[1:3])))
+        x = x.reshape(len(x), -1)
+
+        shape = (x.shape[-1], self.num_classes)
+        kernel = self.param("linear", lambda key: {"kernel": head(key, shape)})["kernel"]
+        logits = x @ kernel.astype(x.dtype) / x.shape[-1]
+        return publish(self, "linear", logits.astype(jnp.float32))
+
+    def _whiten(self, x: jax.Array) -> jax.Array:
+        """A 2x2 convolution that decorrelates the values of a patch; twice, with both signs."""
+        patch = _WINDOW**2 * x.shape[-1]
+        shape = (_WINDOW, _WINDOW, x.shape[-1], 2 * patch)
+
+        def init(key):
+            keys = jax.random.split(key)
+            return {
+                "kernel": uniform(keys[0], shape, patch),
+                "bias": uniform(keys[1], shape[-1:], patch),
+            }
+
+        weights = self.param("whiten", init)
+        kernel = lax.stop_gradient(weights["kernel"])  # the data's, and not to be learned
+        y = lax.conv_general_dilated(
+            x, kernel.astype(x.dtype), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return publish(self, "whiten", y + weights["bias"].astype(x.dtype))
+
+    @nn.nowrap
+    def init_from_data(self, variables: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
+        """`variables` with the whitening filters of the first 5,000 `images`: float32 [N, H, W, C],
+        standardised."""
+        params = variables["params"]
+        kernel = jnp.asarray(whitening(images[:_IMAGES]), jnp.float32)
+        whiten = {**params["whiten"], "kernel": kernel}
+        return {**variables, "params": {**params, "whiten": whiten}}
+
+
+class Group(nn.Module):
+    """Two 3x3 convolutions to `channels`, with a pooling after the first."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = publish(self, "pool", _max_pool(self._conv("conv1", x), min(2, *x.shape[1:3])))
+        x = publish(self, "gelu1", _gelu(self._norm("norm1")(x, train=train)))
+        x = self._conv("conv2", x)
+        return publish(self, "gelu2", _gelu(self._norm("norm2")(x, train=train)))
+
+    def _conv(self, name: str, x: jax.Array) -> jax.Array:
+        shape = (3, 3, x.shape[-1], self.channels)
+        kernel = self.param(name, lambda key: {"kernel": partly_identity(key, shape)})["kernel"]
+        return publish(self, name, conv(x, kernel.astype(x.dtype)))
+
+    def _norm(self, name: str) -> BatchNorm:
+        return BatchNorm(use_scale=False, epsilon=1e-12, momentum=0.6, name=name)
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    return nn.gelu(x, approximate=False)  # by the error function, as PyTorch does
+
+
+def _max_pool(x: jax.Array, window: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H // window, W // window, C]; what is left over is dropped."""
+    return nn.max_pool(x, (window, window), strides=(window, window))
+
+
+# -- initial values --
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
+    """float32 within ±1/sqrt(fan_in), as PyTorch starts its layers."""
+    bound = fan_in**-0.5
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def partly_identity(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+    """A kernel [k, k, C, D] whose first min(C, D) filters pass on the channel of their number."""
+    height, width, channels, filters = shape
+    same = min(channels, filters)
+    identity = np.zeros((height, width, channels, same), np.float32)
+    identity[height // 2, width // 2, range(same), range(same)] = 1
+    return uniform(key, shape, height * width * channels).at[..., :same].set(identity)
+
+
+def head(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """A kernel [C, D] with a standard deviation of 1."""
+    kernel = uniform(key, shape, shape[0])
+    return kernel / kernel.std(ddof=1)
+
+
+def whitening(images: np.ndarray) -> np.ndarray:
+    """float64 [2, 2, C, 8·C]: a kernel whose first half puts out uncorrelated values of variance 1.
+
+    The eigenvectors of the 2x2 patches' covariance, about zero and not about the mean, each over
+    the root of its eigenvalue, the largest first; then their negatives. An eigenvector's largest
+    entry is positive. `images`: [N, H, W, C].
+    """
+    covariance, count = 0.0, 0
+    for start in range(0, len(images), 500):  # at most 50 MB of patches
+        patches = _patches(images[start : start + 500].astype(np.float64))
+        covariance, count = covariance + patches.T @ patches, count + len(patches)
+    eigenvalues, vectors = np.linalg.eigh(covariance / count)  # vectors in columns
+    eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
+    filters = vectors * np.sign(largest) / np.sqrt(eigenvalues + _EPSILON)
+    both = np.concatenate([filters, -filters], 1)
+    return both.reshape(_WINDOW, _WINDOW, images.shape[-1], -1)
+
+
+def _patches(images: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] -> [N · (H-1) · (W-1), 2 · 2 · C], in the order of a kernel."""
+    height, width = images.shape[1] - _WINDOW + 1, images.shape[2] - _WINDOW + 1
+    shifted = [
+        images[:, row : row + height, column : column + width]
+        for row in range(_WINDOW)
+        for column in range(_WINDOW)
+    ]
+    return np.concatenate(shifted, -1).reshape(-1, _WINDOW**2 * images.shape[-1])

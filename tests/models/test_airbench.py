@@ -1,0 +1,139 @@
+"""airbench94's network against its definition in numpy and, where it is installed, in PyTorch."""
+
+import jax
+import numpy as np
+import pytest
+
+from cifar_jax import models
+from cifar_jax.models import airbench
+from cifar_jax.models.airbench import Airbench
+from tests.models import reference
+
+SHAPE = (4, 26, 26, 3)  # 25, then 12, 6 and 3: the last pooling has its whole window
+FROZEN = ("whiten/kernel",)
+
+
+def network(ops, variables, images, train):
+    """The reference, with the weights' own sizes."""
+    params, stats = variables["params"], variables["batch_stats"]
+    running = {}
+
+    def norm(x, group, name):
+        weights, path = params[group][name], f"{group}/{name}"
+        y, running[path] = ops.batch_norm(x, weights, stats[group][name], train, 1e-12, 0.6)
+        return ops.gelu(y)
+
+    x = ops.gelu(ops.conv(images, params["whiten"]["kernel"]) + params["whiten"]["bias"])
+    for group in ("group1", "group2", "group3"):
+        x = ops.max_pool(ops.conv(x, params[group]["conv1"]["kernel"], 1, 1), 2)
+        x = norm(x, group, "norm1")
+        x = norm(ops.conv(x, params[group]["conv2"]["kernel"], 1, 1), group, "norm2")
+    x = ops.max_pool(x, 3).reshape(len(x), -1)
+    return x @ params["linear"]["kernel"] / x.shape[1], running
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Airbench(num_classes=5, widths=(4, 6, 6))
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return reference.random_variables(model, SHAPE[1:])
+
+
+def test_it_is_its_definition_in_numpy(model, variables):
+    batch = reference.batch(SHAPE, 5)
+    reference.compare_with_numpy(model, network, variables, *batch, frozen=FROZEN)
+
+
+def test_it_is_its_definition_in_torch(model, variables):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    batch = reference.batch(SHAPE, 5)
+    reference.compare_with_torch(torch, model, network, variables, *batch, frozen=FROZEN)
+
+
+def test_its_layers_are_those_of_the_paper():
+    model = models.create("airbench", num_classes=10, dtype="float32")
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+
+    def run(key, images):
+        variables = models.init(model, key, (32, 32, 3))
+        layers = models.forward(model, variables, images, train=False, layers=True)[2]
+        assert list(layers)[:4] == ["whiten", "gelu", "group1/conv1", "group1/pool"]
+        return variables, layers
+
+    variables, layers = jax.eval_shape(run, jax.random.key(0), images)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 1_971_640
+    shapes = {name: value.shape[1:] for name, value in layers.items()}
+    assert shapes["whiten"] == (31, 31, 24)
+    assert shapes["group1/gelu2"] == (15, 15, 64)
+    assert shapes["group2/gelu2"] == (7, 7, 256)
+    assert shapes["group3/gelu2"] == (3, 3, 256)
+    assert shapes["pool"] == (1, 1, 256)
+
+
+def test_initial_filters_pass_their_channel_on():
+    for channels, filters in ((3, 5), (5, 3)):
+        kernel = np.asarray(airbench.partly_identity(jax.random.key(0), (3, 3, channels, filters)))
+        expected = np.zeros((3, 3, channels, 3))
+        expected[1, 1, range(3), range(3)] = 1
+        np.testing.assert_array_equal(kernel[..., :3], expected)
+        rest = np.abs(kernel[..., 3:]) * np.sqrt(9 * channels)
+        assert not rest.size or 0.9 < rest.max() <= 1
+
+
+def test_the_head_has_a_deviation_of_1():
+    kernel = np.asarray(airbench.head(jax.random.key(0), (64, 10)))
+    assert kernel.std(ddof=1) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whitening_is_that_of_the_data(channels):
+    """Patches come out uncorrelated, about zero, with a variance of 1 where they vary at all."""
+    rng = np.random.default_rng(0)
+    model = Airbench(widths=(4,))
+    images = rng.normal(size=(600, 6, 5, channels)) @ rng.normal(size=(channels, channels)) + 0.5
+    images = images.astype(np.float32)
+    images[..., 1:, :] += images[..., :-1, :]
+    start = reference.random_variables(model, images.shape[1:])
+    variables = models.init_from_data(model, start, images)
+
+    filters = np.asarray(variables["params"]["whiten"]["kernel"])
+    count = 4 * channels
+    assert filters.shape == (2, 2, channels, 2 * count)
+    np.testing.assert_array_equal(filters[..., count:], -filters[..., :count])
+    out = reference.Numpy().conv(images.astype(float), filters[..., :count]).reshape(-1, count)
+    covariance = out.T @ out / len(out)
+    assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 1e-5
+    weakest = np.linalg.norm(filters.reshape(-1, 2 * count)[:, :count], axis=0)
+    # |filter|² is 1 / (eigenvalue + 5e-4), and the variance eigenvalue / (eigenvalue + 5e-4).
+    np.testing.assert_allclose(np.diag(covariance), 1 - 5e-4 * weakest**2, rtol=1e-4)
+    assert (np.diff(weakest) >= 0).all()
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        {**variables, "params": {**variables["params"], "whiten": 0}},
+        {**start, "params": {**start["params"], "whiten": 0}},
+    )
+    np.testing.assert_array_equal(
+        variables["params"]["whiten"]["bias"], start["params"]["whiten"]["bias"]
+    )
+
+
+def test_a_model_without_it_starts_from_no_data():
+    variables = {"params": {}}
+    assert models.init_from_data(models.create("cnn", 10, "float32"), variables, None) is variables
+
+
+@pytest.mark.parametrize("size", [2, 9, 24, 64])
+def test_any_size_has_logits(size):
+    model = Airbench(num_classes=3, dtype="bfloat16", widths=(4, 6, 6))
+    images = jax.ShapeDtypeStruct((2, size, size + 1, 2), np.float32)
+
+    def run(key, images):
+        variables = models.init(model, key, images.shape[1:])
+        return models.forward(model, variables, images, train=True)
+
+    logits, state, _ = jax.eval_shape(run, jax.random.key(0), images)
+    assert logits.shape == (2, 3) and logits.dtype == np.float32
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state))
