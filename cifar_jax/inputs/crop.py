@@ -70,7 +70,7 @@ def random_resized_crop(key: jax.Array, image: jax.Array, _: Info, config: Confi
 # -- evaluation --
 
 
-def whole(image: jax.Array, _: ConfigDict) -> jax.Array:
+def whole(image: jax.Array, config: ConfigDict) -> jax.Array:
     return image
 
 
@@ -92,7 +92,7 @@ def resized(image: jax.Array, config: ConfigDict) -> jax.Array:
 
 
 # Image uint8 [H, W, C], config.inputs -> the picture that an evaluation cuts its crops from.
-PICTURES: dict[str, Callable[[jax.Array, ConfigDict], jax.Array]] = {
+PICTURES: dict[str, Callable[..., jax.Array]] = {
     "random_crop": padded,
     "central_crop": whole,
     "random_resized_crop": resized,

@@ -61,7 +61,7 @@ def neighbours(
     Targets that are mixed already are mixed again: the two labels of a pair stay the same two.
     """
     pairs = images.reshape(-1, 2, *images.shape[1:])
-    mixed, weight = jax.vmap(function, (0, 0, None))(keys[::2], pairs, config)
+    mixed, weight = jax.vmap(lambda key, pair: function(key, pair, config))(keys[::2], pairs)
     weight = jnp.repeat(weight, 2)
     if targets.weight is not None:
         weight = weight * targets.weight + (1 - weight) * (1 - targets.weight)

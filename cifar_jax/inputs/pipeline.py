@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ class Inputs:
         """
         for name in names(self.config.transforms):
             if name in CROPS:
-                images = jax.vmap(CROPS[name], (0, None))(images, self.config)
+                images = jax.vmap(partial(CROPS[name], config=self.config))(images)
         found = views.crops(images, crop.size(self.config), count)
         return [jax.vmap(self._settled)(view.astype(jnp.float32)) for view in found]
 

@@ -287,8 +287,12 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = tuple(value) if isinstance(value, list) else value
+            flat[prefix + name] = _with_tuples(value)
     return flat
+
+
+def _with_tuples(value: Any) -> Any:
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _differences(runs: Sequence[Run]) -> list[dict[str, str]]:
