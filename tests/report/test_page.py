@@ -148,7 +148,7 @@ def test_a_whole_run_has_every_section(whole):
 
 def test_the_summary_is_of_the_last_evaluation(whole):
     text = text_of(whole[0])
-    assert "steps 30 · epochs 0.1 · precision @ 1, averages 0.5000" in text
+    assert "steps 30 · epochs 42.7 · precision @ 1, averages 0.5000" in text
     assert "raw 0.3750" in text
     assert "training time 0:00:20" in text
     assert "jax 0.10.9" in text
@@ -362,8 +362,8 @@ def test_the_command_sets_what_differs_and_is_understood(fields, tmp_path, defau
     }
     run = make_run(fields, **{path.replace(".", "__"): value for path, value in changed.items()})
     run.record["config"]["of_old"] = 1  # what the defaults do not have, no flag can set
-    page = write([run], tmp_path, default.to_dict())
-    command = shlex.split(html.unescape(re.search(r"<pre>(.*?)</pre>", page)[1]))
+    text = write([run], tmp_path, default.to_dict())
+    command = shlex.split(html.unescape(re.search(r"<pre>(.*?)</pre>", text)[1]))
     assert command[:3] == ["python", "main.py", "--workdir=NEW"]
     assert {arg.partition("=")[0].removeprefix("--config.") for arg in command[4:]} == set(changed)
 
