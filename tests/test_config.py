@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from cifar_jax import config as config_lib
 from cifar_jax.data import sources
 from cifar_jax.errors import UsageError, UserError
+from cifar_jax.report import page
 from cifar_jax.workdir import description
 from tests.conftest import DATASET, ROOT
 
@@ -101,6 +102,7 @@ def test_every_field_is_read_by_the_code(default):
         ("accumulate", 0, "config.accumulate = 0, expected more than 0."),
         ("data.placement", "disk", "Choices: auto, device, host, stream."),
         ("data.placement", "stream", "'stream' needs config.data.shards, a folder that"),
+        ("data.validation", 1.5, "config.data.validation = 1.5, expected a share from 0"),
         ("data.prefetch", 0, "config.data.prefetch = 0, expected more than 0."),
         ("steps_per_call", -1, "config.steps_per_call = -1, expected 0 or more."),
         ("seed", 2**32, "expected less than 2**32"),
@@ -118,6 +120,29 @@ def test_mixed_pairs_stay_on_one_device(default):
     default.batch_size = 129
     with pytest.raises(UsageError, match="in pairs, but a device takes 129 at a time"):
         config_lib.validate(default)
+
+
+def test_the_fields_of_a_source_are_its_own(default):
+    default.data.synthetic.train = 0
+    config_lib.validate(default)  # of 'cifar10'
+    default.data.name = "synthetic"
+    with pytest.raises(UsageError, match="config.data.synthetic.train = 0, expected 1 or more."):
+        config_lib.validate(default)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("data.name", True),
+        ("data.dir", True),
+        ("data.validation", True),
+        ("data.tfds.test_split", True),
+        ("data.prefetch", False),
+        ("inputs.size", False),
+    ],
+)
+def test_which_fields_choose_the_images(path, expected):
+    assert config_lib.chooses_images(path) == expected
 
 
 def test_a_batch_must_divide_over_the_devices(default, monkeypatch):
@@ -155,10 +180,51 @@ def test_length_in_steps(default):
 def test_stored_config_says_where_it_comes_from(default, tmp_path):
     description.store(default, tmp_path / "run", 0, "1 CPU device", DATASET)
     record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["dataset"]["sizes"] == {"train": 90}
+    assert description.load_dataset(tmp_path / "run") == DATASET
     assert set(record["versions"]) == {"python", *description.LIBRARIES}
     assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", record["git_commit"])
     default.data.dir = str(sources.data_dir(default.data))
     assert description.load(tmp_path / "run").to_dict() == default.to_dict()
+
+
+@pytest.mark.parametrize("of_an_earlier_version", ["no dataset", "data.source"])
+def test_a_workdir_of_an_earlier_version_is_refused(default, tmp_path, of_an_earlier_version):
+    description.store(default, tmp_path, 0, "1 CPU device", DATASET)
+    record = json.loads((tmp_path / "config.json").read_text())
+    if of_an_earlier_version == "no dataset":
+        del record["dataset"]
+    else:
+        record["config"]["data"]["source"] = record["config"]["data"].pop("name")
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    for read in (
+        lambda: description.check_same_run(default, tmp_path),  # train
+        lambda: description.load_for_eval(tmp_path, default, {}, wait=False),
+        lambda: description.load_dataset(tmp_path),
+        lambda: page.load(tmp_path, lambda _: None),  # report
+    ):
+        with pytest.raises(UserError, match="was made by an earlier version: .* another --workdir"):
+            read()
+
+
+def test_the_dataset_of_a_workdir_is_there_or_a_line_says_why(default, tmp_path):
+    assert description.load_dataset(tmp_path) is None
+    description.store(default, tmp_path, 0, "1 CPU device", DATASET)
+    record = json.loads((tmp_path / "config.json").read_text())
+    record["dataset"]["mean"] = "high"
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"is not a config of cifar_jax \(mean is no list of some"):
+        description.load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["seed", "data.validation"])
+def test_an_evaluation_keeps_to_the_images_that_were_held_out(default, tmp_path, path):
+    fresh = default.copy_and_resolve_references()
+    default.data.validation = 0.1
+    description.store(default, tmp_path, 0, "1 CPU device", DATASET)
+    description.load_for_eval(tmp_path, fresh, {"data.validation": 0.1}, wait=False)
+    with pytest.raises(UsageError, match=f"config.{path} = 2.*in training"):
+        description.load_for_eval(tmp_path, fresh, {path: 2}, wait=False)
 
 
 def test_evaluation_needs_the_workdir_alone(default, tmp_path):

@@ -98,6 +98,13 @@ def test_views_are_averaged_and_reported_apart(config, workdir, capsys, views):
     assert lines == expected
 
 
+def test_images_that_were_held_out_have_a_curve_of_their_own(config, workdir):
+    config.data.validation = 0.2
+    evaluate.evaluate(config, workdir, once=True, split="validation")
+    (record,) = records(workdir, "eval_validation")
+    assert (record["split"], record["images"]) == ("validation", 18)
+
+
 def test_a_part_of_the_split_is_told_but_no_point_of_the_curve(config, workdir, capsys):
     evaluate.evaluate(config, workdir, once=True, num_examples=21)
     expected = expected_precision(config, workdir, 6, "test", count=21)

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from cifar_jax import steps, train
-from cifar_jax.data import shards, sources
+from cifar_jax.data import shards, sources, splits
 from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError
 from cifar_jax.loop import saver
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry import log as log_lib
 from cifar_jax.workdir import checkpoint, description, pytrees, records
+from tests.conftest import NUM_TRAIN
 from tests.telemetry.test_summaries import values
 
 
@@ -598,6 +599,37 @@ def test_a_workdir_of_another_run_is_left_alone(config, tmp_path):
     with pytest.raises(UsageError, match="seed is 0 there, 1 now"):
         train.train(config, tmp_path)
     assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_workdir_of_other_images_is_left_alone(config, tmp_path, data_dir):
+    """In another folder there may be others; it is no part of the config that is compared."""
+    train.train(config, tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_text()
+    assert json.loads(before)["dataset"]["sizes"] == {"train": NUM_TRAIN}
+    shutil.copytree(data_dir, tmp_path / "fewer")
+    file = tmp_path / "fewer" / "cifar-10-batches-bin" / "data_batch_5.bin"
+    file.write_bytes(file.read_bytes()[:-3073])
+    config.data.dir = str(tmp_path / "fewer")
+    config.num_steps = 9
+    with pytest.raises(UsageError, match="number of training images 90 there, 89 now"):
+        train.train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_images_that_are_held_out_are_not_trained_on(config, tmp_path):
+    """They may be of any content, wherever the images are."""
+    config.data.validation = 0.2
+    expected = state_bytes(train.train(config, tmp_path / "run"))
+    data = sources.load(config.data, "train")
+    data.images[splits.validation_indices(config.seed, NUM_TRAIN, 18)] = 0
+    shards.write(tmp_path / "shards", "train", data, num_shards=3)
+    config.data.update(shards=str(tmp_path / "shards"), num_threads=2)
+    dataset = description.load_dataset(tmp_path / "run")
+    assert dataset.sizes == {"train": 72, "validation": 18}
+    for placement in ("device", "host", "stream"):
+        config.data.placement = placement
+        assert state_bytes(train.train(config, tmp_path / placement)) == expected
+        assert description.load_dataset(tmp_path / placement) == dataset
 
 
 def test_a_workdir_that_cannot_be_written(config, tmp_path):

@@ -94,7 +94,7 @@ def test_files_that_are_none(config, write, tmp_path):
     with zipfile.ZipFile(tmp_path / "test.npz", "w") as archive:
         archive.writestr("images", "text")
         archive.writestr("labels", "text")
-    with pytest.raises(UserError, match="'labels' is no array"):
+    with pytest.raises(UserError, match="'images' is no array"):
         sources.load(config.data, "test")
     (tmp_path / "test.npz").unlink()
     with pytest.raises(UserError, match="test.npz: No such file"):

@@ -148,7 +148,7 @@ def test_a_whole_run_has_every_section(whole):
 
 def test_the_summary_is_of_the_last_evaluation(whole):
     text = text_of(whole[0])
-    assert "steps 30 · epochs 0.1 · precision @ 1, averages 0.5000" in text
+    assert "steps 30 · epochs 42.7 · precision @ 1, averages 0.5000" in text
     assert "raw 0.3750" in text
     assert "training time 0:00:20" in text
     assert "jax 0.10.9" in text
