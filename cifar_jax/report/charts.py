@@ -13,6 +13,7 @@ from PIL import Image
 from cifar_jax.report import plots
 from cifar_jax.report.history import History, series
 from cifar_jax.report.plots import Line, Panel
+from cifar_jax.telemetry import pictures
 
 Histories = Mapping[str, History]  # by the run's name
 
@@ -34,6 +35,15 @@ class Chart(NamedTuple):
 def chart(kind: str, suffix: str, alt: str, draw: Callable[[], Figure]) -> Chart:
     light, dark = (plots.png(draw, theme) for theme in (plots.LIGHT, plots.DARK))
     return Chart(kind, f"{kind}{suffix}.png", alt, light, dark)
+
+
+def confusion(suffix: str, alt: str, matrix: np.ndarray, names: Sequence[str]) -> Chart:
+    shown = [plots.short(name, 16) for name in names]
+    light, dark = (
+        plots.to_png(pictures.confusion(matrix, shown, dark, scale=2), palette=True)
+        for dark in (False, True)
+    )
+    return Chart("confusion", f"confusion{suffix}.png", alt, light, dark)
 
 
 def of_runs(histories: Histories) -> tuple[list[Chart], list[str]]:

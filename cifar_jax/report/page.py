@@ -6,7 +6,6 @@ What a page has to leave out it names: a run may be young, and its data or check
 import base64
 import datetime
 import errno
-import io
 import json
 import math
 import os
@@ -22,14 +21,14 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-from PIL import Image
 
+from cifar_jax import config as config_lib
 from cifar_jax import files, optim
 from cifar_jax.data import sources
 from cifar_jax.errors import UserError, reason
 from cifar_jax.evaluate import Evaluator
 from cifar_jax.models import overview
-from cifar_jax.report import plots
+from cifar_jax.report import charts, plots
 from cifar_jax.report.charts import Chart, Histories, chart, of_runs
 from cifar_jax.report.history import History
 from cifar_jax.telemetry import pictures, predictions
@@ -240,7 +239,7 @@ def _last_evaluation(run: Run, history: History) -> Mapping[str, Any]:
 def _final(run: Run, history: History) -> dict[str, str]:
     """What is said first of a run, by name; the same names for every run."""
     last = _last_evaluation(run, history)
-    config = _flatten(run.record["config"])
+    config = _flat(run.record["config"])
     steps = max(history.steps, run.evaluation.step if run.evaluation else 0)
     known = _TRAIN_IMAGES | {"synthetic": _positive(config.get("data.synthetic_train"))}
     images = known.get(str(config.get("data.source")), math.nan)
@@ -279,20 +278,15 @@ def _duration(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds))) if math.isfinite(seconds) else UNKNOWN
 
 
-def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """By 'a.b'; lists, as JSON has them, become tuples, as configs have them."""
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = tuple(value) if isinstance(value, list) else value
-    return flat
+def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """All fields by their path; lists, as JSON has them, become tuples, as configs have them."""
+    flat = config_lib.flat(dict(fields)).items()
+    return {path: tuple(value) if isinstance(value, list) else value for path, value in flat}
 
 
 def _differences(runs: Sequence[Run]) -> list[dict[str, str]]:
     """The fields that differ, with each run's value."""
-    configs = {run.name: _flatten(run.record["config"]) for run in runs}
+    configs = {run.name: _flat(run.record["config"]) for run in runs}
     lines = []
     for path in dict.fromkeys(path for config in configs.values() for path in config):
         values = {name: str(config.get(path, UNKNOWN)) for name, config in configs.items()}
@@ -305,7 +299,7 @@ def _means_over_seeds(runs: Sequence[Run], histories: Histories) -> list[dict[st
     """Of precision @ 1, for runs of which only the seed differs; the deviation is of a sample."""
     groups: dict[str, dict[str, tuple[str, int, float]]] = defaultdict(dict)
     for run in runs:
-        config = _flatten(run.record["config"])
+        config = _flat(run.record["config"])
         last = _last_evaluation(run, histories[run.name])
         recipe = {path: v for path, v in config.items() if path not in _BESIDE_THE_RECIPE}
         if math.isfinite(last.get("precision_at_1", math.nan)):
@@ -348,9 +342,9 @@ class _Section(NamedTuple):
 
 
 def _section(run: Run, suffix: str, default: Mapping[str, Any]) -> _Section:
-    config, found = _flatten(run.record["config"]), run.evaluation
+    config, found = _flat(run.record["config"]), run.evaluation
     changes = _changes(run.record.get("changes", []))
-    section = _Section(run, config, _command(config, _flatten(default)), changes)
+    section = _Section(run, config, _command(config, _flat(default)), changes)
     if not found:
         return section
     order = np.argsort(-found.predictions.probabilities[:, 0], kind="stable")
@@ -394,13 +388,13 @@ def _evaluation_charts(evaluation: Evaluation, suffix: str) -> list[Chart]:
     error = f"The expected calibration error is {calibration.error:.4f}."
     layers = ", ".join(f"{row.name} {row.shape}" for row in rows)
     kinds: dict[str, tuple[str, Callable[[], Figure]]] = {
-        "confusion": (_confused(matrix, names), partial(plots.confusion, matrix, names)),
         "classes": (f"{', '.join(scores)}.", partial(plots.class_precisions, precisions, names)),
         "reliability": (error, partial(plots.reliability, calibration)),
     }
     if rows:
         kinds["model"] = f"Layers: {layers}.", partial(plots.model, rows)
-    return [chart(kind, suffix, alt, draw) for kind, (alt, draw) in kinds.items()]
+    confusion = charts.confusion(suffix, _confused(matrix, names), matrix, names)
+    return [confusion, *(chart(kind, suffix, alt, draw) for kind, (alt, draw) in kinds.items())]
 
 
 def _confused(matrix: np.ndarray, names: Sequence[str]) -> str:
@@ -413,9 +407,8 @@ def _confused(matrix: np.ndarray, names: Sequence[str]) -> str:
 
 def _filters(params: Mapping[str, Any]) -> bytes | None:
     """Of the first convolution of colours, if the model has one."""
-    kernels = [np.asarray(layer["kernel"]) for layer in params.values() if "kernel" in layer]
-    of_colours = [kernel for kernel in kernels if kernel.ndim == 4 and kernel.shape[2] == 3]
-    return _png(pictures.filters(of_colours[0])) if of_colours else None
+    kernel = pictures.kernel_of_colours(params)
+    return None if kernel is None else plots.to_png(pictures.filters(np.asarray(kernel)))
 
 
 def _examples(evaluation: Evaluation, places: np.ndarray) -> list[_Example]:
@@ -425,11 +418,5 @@ def _examples(evaluation: Evaluation, places: np.ndarray) -> list[_Example]:
         top = zip(found.classes[place], found.probabilities[place], strict=True)
         guesses = [(names[c], float(probability)) for c, probability in top][:3]
         label = names[found.labels[place]]
-        examples.append(_Example(_png(evaluation.images[place]), label, guesses))
+        examples.append(_Example(plots.to_png(evaluation.images[place]), label, guesses))
     return examples
-
-
-def _png(picture: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()

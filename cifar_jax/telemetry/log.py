@@ -209,9 +209,8 @@ class Log:
         self._writer.image(
             number, "inputs", lambda: pictures.grid(pictures.visible(images), captions)
         )
-        first = next((w["kernel"] for w in told["params"].values() if w["kernel"].ndim == 4), None)
-        if first is not None and first.shape[2] == 3:
-            self._writer.image(number, "filters", lambda: pictures.filters(first))
+        if (kernel := pictures.kernel_of_colours(told["params"])) is not None:
+            self._writer.image(number, "filters", lambda: pictures.filters(kernel))
 
     def saved(self, step: int, precision: float | None) -> None:
         self._display.note(checkpoint=str(step))

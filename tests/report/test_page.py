@@ -368,7 +368,7 @@ def test_the_command_sets_what_differs_and_is_understood(fields, tmp_path, defau
     values(argv)
     for path, value in changed.items():
         expected = tuple(value) if isinstance(value, list) else value
-        assert page._flatten(values.config.to_dict())[path] == expected
+        assert config_lib.flat(values.config)[path] == expected
 
 
 def test_a_run_of_the_defaults_needs_no_more(fields, tmp_path, default):
