@@ -20,6 +20,7 @@ from cifar_jax import config as config_lib
 from cifar_jax.errors import UserError
 from cifar_jax.models.overview import LayerRow
 from cifar_jax.report import charts, page, plots
+from cifar_jax.report import runs as runs_lib
 from cifar_jax.report.history import History, series
 from cifar_jax.telemetry.predictions import Predictions
 from tests.conftest import ROOT
@@ -68,7 +69,7 @@ def evaluation(images=24):
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet([1, 1, 1], images).astype(np.float32)
     classes = np.argsort(-probabilities, axis=1)
-    return page.Evaluation(
+    return runs_lib.Evaluation(
         step=30,
         predictions=Predictions(
             labels=rng.integers(0, 3, images),
@@ -93,7 +94,7 @@ def make_run(fields, name="run", lines=(), evaluated=None, missing="No images he
         group[field] = value
     record = {"config": config, "versions": {"jax": "0.10.9"}, "git_commit": "abc-dirty"}
     missing = "" if evaluated else missing
-    return page.Run(name, Path("runs") / name, record, list(lines), evaluated, missing)
+    return runs_lib.Run(name, Path("runs") / name, record, list(lines), evaluated, missing)
 
 
 def write(runs, out, fields):
@@ -344,7 +345,7 @@ def test_names_become_unique_and_a_workdir_is_shown_once(fields):
     runs = [
         make_run(fields)._replace(workdir=Path(path)) for path in ("x/run", "y/run", "z/../x/run")
     ]
-    assert [run.name for run in page._with_unique_names(runs)] == ["x/run", "y/run"]
+    assert [run.name for run in runs_lib.with_unique_names(runs)] == ["x/run", "y/run"]
 
 
 def test_the_command_sets_what_differs_and_is_understood(fields, tmp_path, default):
@@ -390,12 +391,12 @@ def test_load_keeps_why_there_is_no_evaluation(fields, tmp_path):
         assert path == workdir
         raise UserError("No checkpoint yet.")
 
-    run = page.load(workdir, evaluate)
+    run = runs_lib.load(workdir, evaluate)
     assert (run.name, run.evaluation, run.missing) == ("first", None, "No checkpoint yet.")
     assert [record["step"] for record in run.records] == [0]
     assert run.record["config"] == fields
     found = evaluation()
-    assert page.load(workdir, lambda _: found).evaluation is found
+    assert runs_lib.load(workdir, lambda _: found).evaluation is found
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])
@@ -404,7 +405,7 @@ def test_load_refuses_what_is_no_workdir(tmp_path, content):
         (tmp_path / "config.json").write_text(content)
     expected = "nothing was trained there" if content is None else "is not a config of cifar_jax"
     with pytest.raises(UserError, match=expected) as caught:
-        page.load(tmp_path, lambda _: evaluation())
+        runs_lib.load(tmp_path, lambda _: evaluation())
     assert "\n" not in str(caught.value)
 
 
@@ -446,7 +447,7 @@ def test_a_config_of_any_types_is_shown(fields, tmp_path, path, value):
     def refuse(path):
         raise UserError("No checkpoint yet.")
 
-    runs = [page.load(path, refuse) for path in (workdir, other)]
+    runs = [runs_lib.load(path, refuse) for path in (workdir, other)]
     runs = [run._replace(records=records()[-1:]) for run in runs]  # one chart, which is fast
     assert "No checkpoint yet." in write(runs, tmp_path / "report", fields)
 
@@ -458,7 +459,7 @@ def test_the_rest_of_a_record_may_be_of_any_types(fields, tmp_path, value):
         workdir = tmp_path / "run"
         workdir.mkdir(exist_ok=True)
         (workdir / "config.json").write_text(json.dumps({"config": fields, **record}))
-        run = page.load(workdir, lambda _: None)._replace(missing="None.")
+        run = runs_lib.load(workdir, lambda _: None)._replace(missing="None.")
         assert "None." in write([run], tmp_path / "report", fields)
 
 
@@ -477,7 +478,7 @@ def test_the_rest_of_a_record_may_be_of_any_types(fields, tmp_path, value):
 def test_json_that_is_no_config_is_a_line(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="is not a config of cifar_jax") as caught:
-        page.load(tmp_path, lambda _: evaluation())
+        runs_lib.load(tmp_path, lambda _: evaluation())
     assert "\n" not in str(caught.value)
 
 
@@ -493,7 +494,7 @@ def test_metrics_of_any_values_are_shown(fields, tmp_path):
     ]
     workdir = stored(tmp_path / "run", fields)
     (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    run = page.load(workdir, lambda _: None)._replace(missing="None.")
+    run = runs_lib.load(workdir, lambda _: None)._replace(missing="None.")
     assert len(run.records) == len(lines)
     assert "None." in write([run], tmp_path / "report", fields)
 
@@ -538,5 +539,5 @@ def test_a_checkpoint_that_vanishes_is_said(fields, tmp_path):
     def vanish(path):
         raise FileNotFoundError(path)
 
-    run = page.load(stored(tmp_path / "run", fields), vanish)
+    run = runs_lib.load(stored(tmp_path / "run", fields), vanish)
     assert run.missing == "Its newest checkpoint was deleted before it was read."
