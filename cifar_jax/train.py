@@ -130,7 +130,8 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
     variables = models.init(model, jax.random.key(config.seed), inputs.image_shape)
     if hasattr(model, "init_from_data"):
         images, _ = data.read(np.arange(min(_FIT_IMAGES, len(data))))
-        variables = models.init_from_data(model, variables, inputs.evaluate(jnp.asarray(images))[0])
+        first = np.asarray(inputs.evaluate(jnp.asarray(images))[0])
+        variables = models.init_from_data(model, variables, first)
     state = steps.init_state(variables, optimizer)
     return Training(config, data, dataset, num_steps, step, state)
 

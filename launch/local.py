@@ -2,8 +2,9 @@
 
     python launch/local.py --processes=2 -- --config=configs/quickstart.py --workdir=runs/two
 
-What stands after `--` goes to main.py. When a process is lost, the others end by themselves; with
---restarts all are then started again and go on from the last checkpoint. Ctrl-C and SIGTERM reach
+What stands after `--` goes to main.py. When a process is lost, the others end by themselves, some
+with a stack trace of JAX's; with --restarts all are then started again and go on from the last
+checkpoint. Ctrl-C and SIGTERM reach
 every process, which saves and ends; the third kills.
 """
 
@@ -32,7 +33,10 @@ def main() -> int:
     restart = 0
     while True:
         code = _Job(options, signals).wait()
-        if signals or code in _FINAL or restart == options.restarts:
+        if signals or code in _FINAL:
+            return code
+        if restart == options.restarts:
+            _say("Start all processes again to go on from the last checkpoint.")
             return code
         restart += 1
         _say(

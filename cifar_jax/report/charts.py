@@ -13,6 +13,7 @@ from PIL import Image
 from cifar_jax.report import plots
 from cifar_jax.report.history import History, series
 from cifar_jax.report.plots import Line, Panel
+from cifar_jax.telemetry import pictures
 
 Histories = Mapping[str, History]  # by the run's name
 
@@ -36,6 +37,15 @@ def chart(kind: str, suffix: str, alt: str, draw: Callable[[], Figure]) -> Chart
     return Chart(kind, f"{kind}{suffix}.png", alt, light, dark)
 
 
+def confusion(suffix: str, alt: str, matrix: np.ndarray, names: Sequence[str]) -> Chart:
+    shown = [plots.short(name, 16) for name in names]
+    light, dark = (
+        plots.to_png(pictures.confusion(matrix, shown, dark, scale=2), palette=True)
+        for dark in (False, True)
+    )
+    return Chart("confusion", f"confusion{suffix}.png", alt, light, dark)
+
+
 def of_runs(histories: Histories) -> tuple[list[Chart], list[str]]:
     """The charts, and the kinds of those for which no record has a value."""
     charts, left_out = [], []
@@ -52,11 +62,11 @@ def of_runs(histories: Histories) -> tuple[list[Chart], list[str]]:
 def panels_of(histories: Histories) -> dict[str, list[Panel]]:
     panel, by_layer = partial(_panel, histories), partial(_by_layer, histories)
     losses = {"loss": "Total loss", "cross_entropy": "Cross-entropy", "l2": "L2 penalty"}
-    precision = panel(
-        *("", "precision @ 1"),
-        ("train", "precision", "training batches", "faint"),
-        ("evals", "precision_at_1", "test images, averaged parameters", "filled"),
-        ("evals", "precision_at_1_raw", "test images, raw parameters", "hollow"),
+    accuracy = panel(
+        *("", "accuracy"),
+        ("train", "accuracy", "training batches", "faint"),
+        ("evals", "accuracy", "test images, EMA", "filled"),
+        ("evals", "accuracy_raw", "test images, raw parameters", "hollow"),
     )
     return {
         "loss": [
@@ -68,8 +78,8 @@ def panels_of(histories: Histories) -> dict[str, list[Panel]]:
             for key, title in losses.items()
             if key != "l2" or any(series(h.train, key)[1].any() for h in histories.values())
         ],
-        "precision": [precision],
-        "precision-time": [over_time(precision, list(histories.values()))],
+        "accuracy": [accuracy],
+        "accuracy-time": [over_time(accuracy, list(histories.values()))],
         "learning-rate": [panel("", "learning rate", ("train", "learning_rate", "", "solid"))],
         "gradient-norm": by_layer("gradient_norm", "norm", log=True),
         "update-ratio": by_layer("update_ratio", "ratio", log=True),

@@ -16,7 +16,6 @@ from cycler import cycler
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -26,7 +25,6 @@ from cifar_jax.telemetry.predictions import Calibration
 
 WIDTH = 9.0  # inches
 DPI = 150
-MAX_NAMED = 20  # classes whose names and counts a confusion matrix has room for
 MAX_BARS = 40  # classes that are all shown; of more, the first and last half as many
 NEUTRAL = 6  # the palette's black or white
 
@@ -34,7 +32,7 @@ _DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def _theme(back: str, text: str, grid: str, palette: Sequence[str], cmap: str) -> Any:
+def _theme(back: str, text: str, grid: str, palette: Sequence[str]) -> Any:
     inks = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     return {
         **dict.fromkeys(inks, text),
@@ -52,7 +50,6 @@ def _theme(back: str, text: str, grid: str, palette: Sequence[str], cmap: str) -
         "font.size": 10,
         "grid.color": grid,
         "grid.linewidth": 0.6,
-        "image.cmap": cmap,
         "legend.frameon": False,
         "text.parse_math": False,  # a name may hold a $
     }
@@ -61,12 +58,10 @@ def _theme(back: str, text: str, grid: str, palette: Sequence[str], cmap: str) -
 LIGHT = _theme(
     *("#ffffff", "#222222", "#c8c8c8"),
     ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"),
-    "Blues",
 )
 DARK = _theme(
     *("#16191d", "#e4e4e4", "#4a4f55"),
     ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#ffffff"),
-    "Blues_r",
 )
 
 
@@ -76,9 +71,15 @@ def png(draw: Callable[[], Figure], theme: Any) -> bytes:
         warnings.filterwarnings("ignore", "Glyph")  # a name that the font has no letters for
         canvas = FigureCanvasAgg(draw())
         canvas.draw()
-    file = io.BytesIO()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(dither=Image.Dither.NONE).save(file, "PNG")
+    return to_png(np.asarray(canvas.buffer_rgba())[..., :3], palette=True)
+
+
+def to_png(picture: np.ndarray, palette: bool = False) -> bytes:
+    """Of a uint8 [H, W, 3]."""
+    file, image = io.BytesIO(), Image.fromarray(picture)
+    if palette:
+        image = image.quantize(dither=Image.Dither.NONE)
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -134,7 +135,7 @@ def curves(panels: Sequence[Panel], columns: int = 1) -> Figure:
 
 def _legend(figure: Figure, entries: dict[str, Any]) -> None:
     """In one row below, or in columns and with more height."""
-    labels, room = [_short(label, 40) for label in entries], 115  # characters, 7 of them a handle
+    labels, room = [short(label, 40) for label in entries], 115  # characters, 7 of them a handle
     if not labels:
         return
     in_a_row = sum(len(label) + 7 for label in labels) <= room
@@ -153,7 +154,7 @@ def _draw_panel(axis: Axes, panel: Panel) -> dict[str, Any]:
                 entries[line.label] = artist
     for slot, place in panel.resumed:
         entries["resumed"] = axis.axvline(place, color=f"C{slot % 7}", lw=0.8, ls=(0, (2, 3)))
-    axis.set_title(_short(panel.title, 60))
+    axis.set_title(short(panel.title, 60))
     axis.set_ylabel(panel.ylabel)
     left, right = axis.get_xlim()
     if right - left < 1:  # too little for a whole number on either side
@@ -191,44 +192,20 @@ def _line_style(line: Line) -> dict[str, Any]:
 # -- what was predicted --------------------------------------------------------------------------
 
 
-def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
-    """Counts [labels, predicted], coloured by the share of the label's images."""
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    figure = _figure(7.0, 8.0)
-    axis = figure.subplots()
-    # The root: off the diagonal, where the mistakes are, all is small.
-    picture = axis.imshow(share, norm=PowerNorm(0.5, 0, 1))
-    bar = figure.colorbar(picture, ax=axis, shrink=0.8, label="share of the label's images")
-    bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
-    bar.ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=0))
-    axis.set(xlabel="predicted class", ylabel="label")
-    axis.grid(False)
-    if len(names) <= MAX_NAMED:
-        ticks, short = range(len(names)), [_short(name, 16) for name in names]
-        axis.set_xticks(ticks, short, rotation=45, ha="right", rotation_mode="anchor")
-        axis.set_yticks(ticks, short)
-        for row, column in np.argwhere(matrix):
-            red, green, blue, _ = picture.to_rgba(share[row, column])
-            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-            ink, text = "white" if dark else "black", f"{matrix[row, column]}"
-            axis.text(column, row, text, color=ink, fontsize=9, ha="center", va="center")
-    return figure
-
-
-def class_precisions(precisions: np.ndarray, names: Sequence[str]) -> Figure:
+def recalls(recalls: np.ndarray, names: Sequence[str]) -> Figure:
     """A bar for each class with images, the best on top."""
-    order = [place for place in np.argsort(-precisions) if np.isfinite(precisions[place])]
+    order = [place for place in np.argsort(-recalls) if np.isfinite(recalls[place])]
     half = MAX_BARS // 2
     shown = order if len(order) <= MAX_BARS else order[:half] + order[-half:]
     figure = _figure(0.9 + 0.24 * len(shown))
     axis = figure.subplots()
     places = range(len(shown))
-    bars = axis.barh(places, precisions[shown], color="C0")
-    axis.bar_label(bars, [f"{value:.3f}" for value in precisions[shown]], padding=3)
-    axis.set_yticks(places, [_short(names[place], 24) for place in shown])
+    bars = axis.barh(places, recalls[shown], color="C0")
+    axis.bar_label(bars, [f"{value:.3f}" for value in recalls[shown]], padding=3)
+    axis.set_yticks(places, [short(names[place], 24) for place in shown])
     axis.invert_yaxis()
     axis.margins(y=0.01)
-    axis.set(xlabel="precision @ 1", xlim=(0, 1.08), xticks=np.arange(0, 1.1, 0.2))
+    axis.set(xlabel="recall", xlim=(0, 1.08), xticks=np.arange(0, 1.1, 0.2))
     axis.grid(False)
     if len(shown) < len(order):
         axis.axhline(half - 0.5, color="C1", linestyle="--", linewidth=1)
@@ -242,12 +219,10 @@ def reliability(calibration: Calibration) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     bins = len(calibration.images)
     width, centres = 1 / bins, (np.arange(bins) + 0.5) / bins
-    upper.bar(centres, calibration.precision, width * 0.92, color="C0", alpha=0.6)
+    upper.bar(centres, calibration.accuracy, width * 0.92, color="C0", alpha=0.6)
     upper.plot([0, 1], [0, 1], color="C1", linestyle="--", label="as often right as confident")
-    upper.plot(
-        calibration.confidence, calibration.precision, "o", color="C0", label="mean of a bin"
-    )
-    upper.set(ylabel="precision @ 1", ylim=(0, 1.02), xlim=(0, 1))
+    upper.plot(calibration.confidence, calibration.accuracy, "o", color="C0", label="mean of a bin")
+    upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
     upper.set_title(f"Expected calibration error {calibration.error:.4f}")
     upper.legend(loc="upper left")
     lower.bar(centres, calibration.images / calibration.images.sum(), width * 0.92, color="C0")
@@ -267,7 +242,7 @@ def model(rows: Sequence[LayerRow]) -> Figure:
     axis.axis("off")
     box = {"boxstyle": "round,pad=0.45", "facecolor": "none", "edgecolor": "C0", "linewidth": 1.5}
     for place, row in enumerate(rows):
-        text = f"{_short(row.name, 18):<18} {' × '.join(map(str, row.shape)):>14}"
+        text = f"{short(row.name, 18):<18} {' × '.join(map(str, row.shape)):>14}"
         axis.text(17, place, text, ha="center", va="center", family="monospace", bbox=box)
         if place:
             arrow = {"arrowstyle": "-|>", "color": "C0", "shrinkA": 12, "shrinkB": 12}
@@ -287,7 +262,7 @@ def model(rows: Sequence[LayerRow]) -> Figure:
     return figure
 
 
-def _short(name: str, length: int) -> str:
+def short(name: str, length: int) -> str:
     """Names that are alike differ at their ends, too."""
     name = plain(name)
     half = length // 2

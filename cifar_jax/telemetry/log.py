@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 from clu.parameter_overview import get_parameter_overview
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib

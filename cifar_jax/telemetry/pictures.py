@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard, drawn small and fast: uint8 arrays [H, W, 3]."""
+"""Pictures for TensorBoard and the report, drawn small and fast: uint8 arrays [H, W, 3]."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 _SCALE = 4  # screen pixels of an image's pixel
 _LINE = 13  # of a caption, in screen pixels
-_BACKGROUND = (255, 255, 255)
+_BACKGROUND, _INK, _BLUE = (255, 255, 255), (0, 0, 0), (0, 60, 130)
+_DARK, _PALE, _PALE_BLUE = (22, 25, 29), (228, 228, 228), (198, 219, 239)  # of dark pages
+_GREY = (128, 128, 128)
+MAX_NAMED = 20  # classes whose names and counts a confusion matrix has room for
 
 
 def grid(images: np.ndarray, captions: Sequence[str], columns: int = 4) -> np.ndarray:
@@ -58,36 +61,39 @@ def filters(kernel: np.ndarray, columns: int = 8) -> np.ndarray:
     return canvas.repeat(2 * _SCALE, 0).repeat(2 * _SCALE, 1)
 
 
-def confusion(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """int [n, n], labels as rows: shares of each row as shades of blue, with the counts inside."""
-    count = len(names)
-    font = ImageFont.load_default(11)
-    cell = 38 if count <= 20 else max(4, 760 // count)
-    margin = int(max(font.getlength(name) for name in names)) + 28 if count <= 20 else 12
-    canvas = Image.new("RGB", (margin + count * cell + 4, margin + count * cell + 4), _BACKGROUND)
+def confusion(
+    matrix: np.ndarray, names: Sequence[str], dark: bool = False, scale: int = 1
+) -> np.ndarray:
+    """int [n, n], labels as rows: shares of each row as shades of blue, with the counts inside.
+
+    Where there are more than `MAX_NAMED` classes, there is room for neither names nor counts.
+    `dark` is for pages of that kind; `scale` is for screens with smaller pixels.
+    """
+    count, back, ink = len(names), *((_DARK, _PALE) if dark else (_BACKGROUND, _INK))
+    font, line = ImageFont.load_default(11 * scale), _LINE * scale
+    named = count <= MAX_NAMED
+    cell = (38 if named else max(4, 760 // count)) * scale
+    margin = int(max(map(font.getlength, names))) + 28 * scale if named else 12 * scale
+    size = margin + count * cell + 4 * scale
+    canvas = Image.new("RGB", (size, size), back)
     draw = ImageDraw.Draw(canvas)
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    # The root, so that few mistakes show, too: off the diagonal all is small.
+    shares = (matrix / np.maximum(matrix.sum(1, keepdims=True), 1)) ** 0.5
     for row, column in np.ndindex(*matrix.shape):
-        share = shares[row, column] ** 0.5  # so that few mistakes show, too
-        shade = tuple(int(255 - share * (255 - end)) for end in (0, 60, 130))
-        left, top = margin + column * cell, margin + row * cell
-        draw.rectangle((left, top, left + cell - 2, top + cell - 2), shade)
-        if count <= 20:
-            ink = (255, 255, 255) if share > 0.6 else (0, 0, 0)
-            inside = (left + cell // 2, top + cell // 2)
-            draw.text(inside, str(matrix[row, column]), ink, font, anchor="mm")
-    if count <= 20:
+        shade = np.add(back, shares[row, column] * np.subtract(_PALE_BLUE if dark else _BLUE, back))
+        x, y, end = margin + column * cell, margin + row * cell, cell - 2 * scale
+        draw.rectangle((x, y, x + end, y + end), tuple(shade.astype(int).tolist()))
+        if named and matrix[row, column]:
+            inside = ink if shares[row, column] < 0.6 else back
+            middle = (x + cell // 2, y + cell // 2)
+            draw.text(middle, str(matrix[row, column]), inside, font, anchor="mm")
+    if named:
         for place, name in enumerate(names):
-            middle = margin + place * cell + cell // 2
-            draw.text((margin - 6, middle), name, (0, 0, 0), font, anchor="rm")
-            _draw_upright(canvas, name, (middle, margin - 6), font)
-        draw.text((4, 2), "rows: label, columns: taken for", (90, 90, 90), font)
+            centre = margin + place * cell + cell // 2
+            draw.text((margin - 6 * scale, centre), name, ink, font, anchor="rm")
+            upright = Image.new("RGB", (int(font.getlength(name)) + 2 * scale, line), back)
+            ImageDraw.Draw(upright).text((0, 0), name, ink, font)
+            upright = upright.rotate(90, expand=True)  # read from below
+            canvas.paste(upright, (centre - line // 2, margin - 6 * scale - upright.height))
+        draw.text((4 * scale, 2 * scale), "rows: label, columns: predicted", _GREY, font)
     return np.asarray(canvas)
-
-
-def _draw_upright(canvas: Image.Image, text: str, foot: tuple[int, int], font: Any) -> None:
-    """Text that is read from below, ending at `foot`."""
-    strip = Image.new("RGB", (int(font.getlength(text)) + 2, _LINE), _BACKGROUND)
-    ImageDraw.Draw(strip).text((0, 0), text, (0, 0, 0), font)
-    strip = strip.rotate(90, expand=True)
-    canvas.paste(strip, (foot[0] - strip.width // 2, foot[1] - strip.height))

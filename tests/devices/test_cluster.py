@@ -64,7 +64,9 @@ def test_nothing_to_detect_is_said_in_a_line(default, monkeypatch):
     default.cluster = "auto"
     with pytest.raises(UsageError) as error:
         join(default, "", -1, -1)
-    assert "should be defined. Expected Slurm, Kubernetes or Open MPI, or else" in str(error.value)
+    assert "should be defined. More. Expected Slurm, Kubernetes or Open MPI, or else" in str(
+        error.value
+    )
     assert "\n" not in str(error.value)
     late = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
     assert all(t.finished.is_set() for t in late)  # else it would end the process later
@@ -78,7 +80,7 @@ def test_what_may_pass_is_no_usage_error(default, monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", unknown_host)
     default.cluster = "auto"
-    with pytest.raises(UserError, match="could not be joined: RuntimeError Expected") as error:
+    with pytest.raises(UserError, match="could not be joined: RuntimeError. Expected") as error:
         join(default, "", -1, -1)
     assert error.value.exit_code == 1
 

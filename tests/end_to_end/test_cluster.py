@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -19,10 +20,8 @@ from tests.conftest import NAMES, NUM_TRAIN, ROOT, random_images
 
 pytestmark = pytest.mark.slow
 
-LOST = (
-    r"\[0\] Process 1 on .* was lost: no sign of life for \d+ s. "
-    "Start all processes again to go on from the last checkpoint."
-)
+AGAIN = "Start all processes again to go on from the last checkpoint."
+LOST = rf"\[0\] Process 0 has lost the connection to another one: .*\. {AGAIN}"
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ def test_a_killed_process_costs_nothing(launch, tmp_path, undisturbed, faulty, f
     )
     assert code == 0, out
     assert f"Process {faulty} was ended by SIGKILL." in out
-    if faulty == 1:  # without process 0, the other one is ended by jax.distributed
+    if faulty == 1 and "step" in fault:  # else jax.distributed ends the other one, which only waits
         assert re.search(LOST, out)
     assert f"Resuming from step {resumed} " in out
     for one, other in zip(leaves(undisturbed), leaves(tmp_path / "run"), strict=True):
@@ -109,8 +108,9 @@ def test_a_process_that_hangs_is_found(launch, tmp_path):
         options=["--grace=1"],
         fault="stop in step 35",
     )
-    assert code == 1
-    assert re.search(LOST, out)
+    assert code == 128 + signal.SIGABRT, out  # by jax.distributed
+    assert "Process 0 was ended by SIGABRT." in out
+    assert AGAIN in out
     # That of 30 waited for that of 20, and is perhaps not complete.
     assert checkpoint.newest(tmp_path / "run" / "checkpoints", print) in (20, 30)
 
@@ -157,7 +157,7 @@ def test_a_loss_that_diverges_is_not_tried_again(launch, tmp_path):
         ("add --workdir={tmp}/elsewhere", 1, "Process 1 does not see in {tmp}/elsewhere"),
     ],
 )
-def test_both_say_what_is_not_the_same(launch, tmp_path, fault, code, line):
+def test_what_is_not_the_same_is_said(launch, tmp_path, fault, code, line):
     folder = tmp_path / "others" / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
     for name in [f"data_batch_{n}.bin" for n in range(1, 6)] + ["test_batch.bin"]:
@@ -165,9 +165,10 @@ def test_both_say_what_is_not_the_same(launch, tmp_path, fault, code, line):
     (folder / "batches.meta.txt").write_text("\n".join(NAMES) + "\n")
     found, out = launch(tmp_path / "run", fault=fault.format(tmp=tmp_path))
     assert found == code, out
-    for process in (0, 1):
+    for process in (0, 1) if code == 2 else (1,):  # the other one loses the connection
         said = [text for text in out.splitlines() if text.startswith(f"[{process}] ")]
         assert any(line.format(tmp=tmp_path) in text for text in said), out
+        assert len(said) == 1, out
     assert not list(tmp_path.glob("*/checkpoints/*/")), "something was written"
 
 
@@ -187,8 +188,8 @@ def test_a_damaged_shard_of_one_stops_both(launch, tmp_path):
         fault=f"add --config.data.shards={tmp_path}/damaged",
     )
     assert code == 1, out
-    for process in (0, 1):
-        assert re.search(rf"^\[{process}\] .*{path}", out, re.M), out
+    assert re.search(rf"^\[1\] {path}", out, re.M), out
+    assert re.search(LOST, out)
 
 
 def test_a_coordinator_that_cannot_be_reached(launch, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import ROOT
 
+AGAIN = "Start all processes again to go on from the last checkpoint."
 LAUNCHER = [sys.executable, str(ROOT / "launch" / "local.py")]
 
 # What the programs share: their flags, and notes that the test reads. None waits for ever.
@@ -142,7 +143,7 @@ sys.exit("Process 1 is lost.")
     process = launch(body)
     assert process.stderr.readline() == "Process 1 was ended by SIGKILL.\n"
     (tmp_path / "noticed").touch()
-    assert finish(process) == (137, "", ["[0] Process 1 is lost."])
+    assert finish(process) == (137, "", ["[0] Process 1 is lost.", AGAIN])
 
 
 # Process 1 fails when process 0 waits.
@@ -199,6 +200,7 @@ def test_restarts_come_to_an_end(launch, tmp_path):
         "Process N was ended by SIGABRT.",
         "Starting all N processes again (restart 1 of 1).",
         "Process N was ended by SIGABRT.",
+        AGAIN,
     ]
 
 

@@ -20,6 +20,7 @@ from cifar_jax import config as config_lib
 from cifar_jax.errors import UserError
 from cifar_jax.models.overview import LayerRow
 from cifar_jax.report import charts, page, plots
+from cifar_jax.report import runs as runs_lib
 from cifar_jax.report.history import History, series
 from cifar_jax.telemetry.predictions import Predictions
 from tests.conftest import DATASET, ROOT
@@ -68,7 +69,7 @@ def evaluation(images=24):
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet([1, 1, 1], images).astype(np.float32)
     classes = np.argsort(-probabilities, axis=1)
-    return page.Evaluation(
+    return runs_lib.Evaluation(
         step=30,
         predictions=Predictions(
             labels=rng.integers(0, 3, images),
@@ -98,7 +99,7 @@ def make_run(fields, name="run", lines=(), evaluated=None, missing="No images he
         "git_commit": "abc-dirty",
     }
     missing = "" if evaluated else missing
-    return page.Run(name, Path("runs") / name, record, list(lines), evaluated, missing)
+    return runs_lib.Run(name, Path("runs") / name, record, list(lines), evaluated, missing)
 
 
 def write(runs, out, fields):
@@ -349,7 +350,7 @@ def test_names_become_unique_and_a_workdir_is_shown_once(fields):
     runs = [
         make_run(fields)._replace(workdir=Path(path)) for path in ("x/run", "y/run", "z/../x/run")
     ]
-    assert [run.name for run in page._with_unique_names(runs)] == ["x/run", "y/run"]
+    assert [run.name for run in runs_lib.with_unique_names(runs)] == ["x/run", "y/run"]
 
 
 def test_the_command_sets_what_differs_and_is_understood(fields, tmp_path, default):
@@ -372,8 +373,9 @@ def test_the_command_sets_what_differs_and_is_understood(fields, tmp_path, defau
     argv = ["main.py", f"--config={ROOT / 'configs' / 'default.py'}", *command[4:]]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     values(argv)
-    for path, value in page._flatten(changed).items():
-        assert page._flatten(values.config.to_dict())[path] == value
+    for path, value in changed.items():
+        expected = tuple(value) if isinstance(value, list) else value
+        assert config_lib.flat(values.config)[path] == expected
 
 
 def test_a_run_of_the_defaults_needs_no_more(fields, tmp_path, default):
@@ -397,12 +399,12 @@ def test_load_keeps_why_there_is_no_evaluation(fields, tmp_path):
         assert path == workdir
         raise UserError("No checkpoint yet.")
 
-    run = page.load(workdir, evaluate)
+    run = runs_lib.load(workdir, evaluate)
     assert (run.name, run.evaluation, run.missing) == ("first", None, "No checkpoint yet.")
     assert [record["step"] for record in run.records] == [0]
     assert run.record["config"] == fields
     found = evaluation()
-    assert page.load(workdir, lambda _: found).evaluation is found
+    assert runs_lib.load(workdir, lambda _: found).evaluation is found
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])
@@ -411,7 +413,7 @@ def test_load_refuses_what_is_no_workdir(tmp_path, content):
         (tmp_path / "config.json").write_text(content)
     expected = "nothing was trained there" if content is None else "is not a config of cifar_jax"
     with pytest.raises(UserError, match=expected) as caught:
-        page.load(tmp_path, lambda _: evaluation())
+        runs_lib.load(tmp_path, lambda _: evaluation())
     assert "\n" not in str(caught.value)
 
 
@@ -453,7 +455,7 @@ def test_a_config_of_any_types_is_shown(fields, tmp_path, path, value):
     def refuse(path):
         raise UserError("No checkpoint yet.")
 
-    runs = [page.load(path, refuse) for path in (workdir, other)]
+    runs = [runs_lib.load(path, refuse) for path in (workdir, other)]
     runs = [run._replace(records=records()[-1:]) for run in runs]  # one chart, which is fast
     assert "No checkpoint yet." in write(runs, tmp_path / "report", fields)
 
@@ -467,7 +469,7 @@ def test_the_rest_of_a_record_may_be_of_any_types(fields, tmp_path, value):
         (workdir / "config.json").write_text(
             json.dumps({"config": fields, "dataset": DATASET.to_json(), **record})
         )
-        run = page.load(workdir, lambda _: None)._replace(missing="None.")
+        run = runs_lib.load(workdir, lambda _: None)._replace(missing="None.")
         assert "None." in write([run], tmp_path / "report", fields)
 
 
@@ -486,7 +488,7 @@ def test_the_rest_of_a_record_may_be_of_any_types(fields, tmp_path, value):
 def test_json_that_is_no_config_is_a_line(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="is not a config of cifar_jax") as caught:
-        page.load(tmp_path, lambda _: evaluation())
+        runs_lib.load(tmp_path, lambda _: evaluation())
     assert "\n" not in str(caught.value)
 
 
@@ -502,7 +504,7 @@ def test_metrics_of_any_values_are_shown(fields, tmp_path):
     ]
     workdir = stored(tmp_path / "run", fields)
     (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    run = page.load(workdir, lambda _: None)._replace(missing="None.")
+    run = runs_lib.load(workdir, lambda _: None)._replace(missing="None.")
     assert len(run.records) == len(lines)
     assert "None." in write([run], tmp_path / "report", fields)
 
@@ -547,5 +549,5 @@ def test_a_checkpoint_that_vanishes_is_said(fields, tmp_path):
     def vanish(path):
         raise FileNotFoundError(path)
 
-    run = page.load(stored(tmp_path / "run", fields), vanish)
+    run = runs_lib.load(stored(tmp_path / "run", fields), vanish)
     assert run.missing == "Its newest checkpoint was deleted before it was read."

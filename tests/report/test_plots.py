@@ -102,18 +102,6 @@ def test_lines_differ_in_more_than_colour():
     assert len({str(each._dash_pattern) for each in drawn[:4]}) == 4
 
 
-def test_confusion_shows_counts_of_few_classes_and_shares_of_many():
-    matrix = np.array([[3, 1], [0, 0]])
-    axis = plots.confusion(matrix, ("cat", "the beginning and the end")).axes[0]
-    assert texts(axis) == ["3", "1"]
-    np.testing.assert_allclose(axis.images[0].get_array(), [[0.75, 0.25], [0, 0]])
-    ticks = [text.get_text() for text in axis.get_yticklabels()]
-    assert ticks[0] == "cat"
-    assert ticks[1] == "the begi…the end"
-    many = plots.confusion(np.eye(21, dtype=int), tuple(map(str, range(21)))).axes[0]
-    assert texts(many) == []
-
-
 def test_class_precisions_are_sorted_and_say_their_values():
     axis = plots.class_precisions(np.array([0.5, np.nan, 0.75]), ("a", "b", "c")).axes[0]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["c", "a"]

@@ -33,11 +33,25 @@ def test_filters_share_one_scale_and_lie_in_their_order():
     assert pictures.filters(np.full((2, 2, 3, 1), np.nan)).any()
 
 
+def test_filters_are_those_of_the_first_convolution_of_colours_however_deep():
+    colours, grey = np.zeros((5, 5, 3, 8)), np.zeros((5, 5, 1, 8))
+    params = {"a": {"kernel": grey}, "b": {"conv": {"bias": np.zeros(8), "kernel": colours}}}
+    assert pictures.kernel_of_colours(params) is colours
+    assert pictures.kernel_of_colours({"a": {"kernel": grey}}) is None
+
+
 def test_confusion_is_darkest_where_all_are():
     matrix = np.array([[10, 0], [5, 5]])
     found = pictures.confusion(matrix, ["cat", "dog"]).astype(int)
     cells = found[-80:-4, -80:-4].reshape(2, 38, 2, 38, 3)[:, 2, :, 2].sum(-1)
     assert cells[0, 0] < cells[1, 0] == cells[1, 1] < cells[0, 1] == 3 * 255
+
+
+def test_a_dark_confusion_is_brightest_where_all_are_and_twice_as_large_for_small_pixels():
+    matrix = np.array([[10, 0], [5, 5]])
+    dark = pictures.confusion(matrix, ["cat", "dog"], dark=True, scale=2).astype(int)
+    cells = dark[-160:-8, -160:-8].reshape(2, 76, 2, 76, 3)[:, 4, :, 4].sum(-1)
+    assert cells[0, 0] > cells[1, 0] == cells[1, 1] > cells[0, 1] == sum((22, 25, 29))
 
 
 def test_many_classes_go_without_words():
