@@ -36,7 +36,7 @@ def test_the_order_and_the_chunks_change_no_bit(monkeypatch, tmp_path):
     split = make_split(90, (9, 5, 3))
     expected = Description.of("x", split, {"train": 90})
     shuffled = Split(split.images[::-1], split.labels, split.class_names)
-    monkeypatch.setattr(dataset, "_CHUNK_IMAGES", 7)
+    monkeypatch.setattr(dataset, "_CHUNK_IMAGES", 89)
     assert Description.of("x", shuffled, {"train": 90}) == expected
     shards.write(tmp_path, "train", split, num_shards=4)
     assert Description.of("x", shards.open(tmp_path, "train"), {"train": 90}) == expected

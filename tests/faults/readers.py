@@ -31,12 +31,20 @@ def hostile(bench: Bench, rng: random.Random, count: int) -> Outcome:
 def _attacks(folder: Path, rng: random.Random) -> list[Callable[[], str]]:
     import numpy as np
 
-    from cifar_jax import config, files
+    from cifar_jax import files
     from cifar_jax.data import download, native, shards
-    from cifar_jax.workdir import checkpoint, records
+    from cifar_jax.workdir import checkpoint, description, records
 
     whole = {
         "config": {"seed": 0, "data": {"dir": "x"}},
+        "dataset": {
+            "name": "cifar10",
+            "class_names": ["a", "b"],
+            "image_shape": [32, 32, 3],
+            "sizes": {"train": 50_000},
+            "mean": [125.3, 123.0, 113.9],
+            "std": [63.0, 62.1, 66.7],
+        },
         "changes": [{"step": 3, "was": {}, "is": {}}],
     }
     manifest = {"step": 7, "files": {"a": {"bytes": 1, "sha256": "0" * 64}}}
@@ -98,7 +106,10 @@ def _attacks(folder: Path, rng: random.Random) -> list[Callable[[], str]]:
         return json_file(folder / "status.json", sound, lambda: checkpoint.status(folder))
 
     def configuration() -> str:
-        return json_file(folder / "config.json", whole, lambda: config.load(folder))
+        return json_file(folder / "config.json", whole, lambda: description.load(folder))
+
+    def dataset() -> str:
+        return json_file(folder / "config.json", whole, lambda: description.load_dataset(folder))
 
     def history() -> str:
         sound = {"kind": "train", "step": 3, "time": 1.0, "loss": 2.0}
@@ -117,7 +128,8 @@ def _attacks(folder: Path, rng: random.Random) -> list[Callable[[], str]]:
     def plain_json() -> str:
         return calm(lambda: files.parse_json(_mutate(whole, rng)))
 
-    return [binary, names, archive, sums, status, configuration, history, shard, plain_json]
+    of_runs = [sums, status, configuration, dataset, history]
+    return [binary, names, archive, *of_runs, shard, plain_json]
 
 
 def _mutate(sound: object, rng: random.Random) -> bytes:
