@@ -28,10 +28,10 @@ def trained(tmp_path_factory):
 
     def copy(config, workdir):
         if not source.exists():
-            config.optim.average_decay = 0.3  # so that averages and raw parameters differ
+            config.optim.ema_decay = 0.3  # so that averages and raw parameters differ
             train.train(config, source)
         shutil.copytree(source, workdir)
-        config.optim.average_decay = 0.3
+        config.optim.ema_decay = 0.3
         return workdir
 
     return copy

@@ -20,8 +20,8 @@ ROOMS = {  # what each may import beside `EVERYWHERE` and itself
     "steps": {"inputs", "models", "optim", "devices"},
     "config": {"data", "inputs", "models", "optim", "devices"},
     "workdir": {"config", "data"},
-    "telemetry": {"workdir", "config", "steps", "models"},
-    "loop": {"telemetry", "workdir", "steps", "optim", "devices"},
+    "telemetry": {"workdir", "config", "steps", "models", "optim"},
+    "loop": {"telemetry", "workdir", "data", "steps", "optim", "devices"},
 }
 ALL = set(ROOMS)
 ROOMS |= {"train": ALL, "evaluate": ALL - {"loop"}, "report": ALL - {"loop"} | {"evaluate"}}

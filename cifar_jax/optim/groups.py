@@ -32,7 +32,7 @@ class Group(NamedTuple):
         return self.decoupled_decay or self.name == "adamw"
 
 
-# What a group may say, beside "params"; what it does not say, it has from config.optim or here.
+# What a group alone may say; what else it does not say, it has from config.optim.
 _OWN = {"weight_decay": None, "epochs": 0.0, "muon_steps": 5, "fixed_norm": False}
 _NUMBERS = ("learning_rate", "weight_decay", "muon_steps")
 _FIELDS = tuple(name for name in Group._fields if name != "params")
@@ -43,7 +43,15 @@ def groups(config: ConfigDict) -> list[Group]:
 
     Raises UsageError for an unknown field or optimiser and for values that cannot work.
     """
-    base = {name: _OWN[name] if name in _OWN else config[name] for name in _FIELDS}
+    base = {
+        "name": config.name,
+        "learning_rate": config.learning_rate,
+        "momentum": config.momentum,
+        "nesterov": config.nesterov,
+        "betas": config.betas,
+        "decoupled_decay": config.decoupled_decay,
+        **_OWN,
+    }
     found = [_group(f"groups[{i}]", base, given) for i, given in enumerate(config.groups)]
     return [*found, _group("", base, {"params": "*"})]
 

@@ -33,7 +33,8 @@ def train_line(step: int, loss: float, batch_size: int, seconds: float) -> str:
 
 
 def precision_line(accuracy: float, views: int = 1) -> str:
-    """The tutorial's line of an accuracy: time and precision @ 1; where it is of several views, their number too."""
+    """The tutorial's line of an accuracy, which it calls precision @ 1; where it is of several
+    views, with their number."""
     over = f" over {views} views" if views > 1 else ""
     return f"{_now()}: precision @ 1{over} = {accuracy:.3f}"
 
