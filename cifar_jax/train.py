@@ -244,7 +244,8 @@ def _loop(run: Training, state: steps.TrainState, log: Log, saver: Saver) -> ste
             try:
                 state, metrics, aux = call(state, number, count, request)
             except NotCompiled:
-                save(number, state)
+                if saver.newest != number:
+                    save(number, state)
                 saver.wait()
                 raise Interrupted(stop.signal or 0, number, saver.folder) from None
             log.note(number, metrics, aux)

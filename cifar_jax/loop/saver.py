@@ -26,7 +26,7 @@ class Saver:
         """Raises UserError where another process writes to `folder`, or nothing can be written."""
         self.folder, self._checkpoint, self._tell = folder, config.checkpoint, tell
         self._stops = config.divergence.action == "stop"
-        self._newest: int | None = None  # the last checkpoint
+        self.newest: int | None = None  # the last checkpoint
         self._good: int | None = None  # the last that later steps have proven good
         self._time = time.monotonic()  # of it
         self._writer = pytrees.Writer(
@@ -57,7 +57,7 @@ class Saver:
                     "Give it its name back."
                 )
             print(f"Resuming from step {newest} in {self.folder}")
-            self._newest = newest
+            self.newest = newest
         return state
 
     def _choose(self, from_step: int | None, restart: bool) -> int | None:
@@ -131,20 +131,20 @@ class Saver:
                 raise self.diverged(f"The parameters are no longer finite after step {step - 1}")
             healthy = False
         if healthy:
-            self._good = self._newest
+            self._good = self.newest
         self._writer.save(step, state, self._good)
-        self._newest, self._time = step, time.monotonic()
+        self.newest, self._time = step, time.monotonic()
         return self.tell()
 
     def tell(self) -> float | None:
         """Calls `after_checkpoint`, once the last save is complete, and returns its precision."""
-        if self._tell is None or self._newest is None:
+        if self._tell is None or self.newest is None:
             return None
         self.wait()
-        return self._tell(self._newest)
+        return self._tell(self.newest)
 
     def diverged(self, what: str) -> Diverged:
-        good = self._newest if self._good is None else self._good
+        good = self.newest if self._good is None else self._good
         last = (
             "There is no good checkpoint yet."
             if good is None
