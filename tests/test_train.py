@@ -206,7 +206,6 @@ def metrics(count):
 def test_a_call_ends_before_the_next_step_that_tells(a_log, cadence, shortest, following):
     names = ("scalars", "images", "histograms")
     a_log._config.summaries.update(dict(zip(names, cadence, strict=True)))
-    assert a_log.shortest() == shortest
     assert {number: a_log.next_due(number) for number in following} == following
     assert all(a_log.detail(step) for step in following.values() if step < math.inf)
     between = range(1, int(min(shortest, 10)))
