@@ -121,8 +121,8 @@ class Evaluator:
         return found.accuracy
 
     def _open(self) -> summaries.Writer:
-        """What it measures stands in each record. Images that are not those of the run's earlier
-        evaluations make a curve of their own."""
+        """Opens the writer. Every record says what was measured; evaluations on other images than
+        the run's earlier ones are recorded as another kind, a curve of their own."""
         digest = _digest(self.data)
         dataset = f"{self._config.data.name}-{digest}"
         self._facts = {
@@ -134,7 +134,7 @@ class Evaluator:
         kind = "eval" if self._split == "test" else f"eval_{self._split}"
         try:
             earlier = records.read(self._workdir / records.FILE)
-        except OSError:  # of which the writer tells
+        except OSError:  # the writer will report it
             earlier = []
         known = [r.get("dataset") for r in earlier if r["kind"] == kind]  # None: an old record's
         named = {name for name in known if name is not None}

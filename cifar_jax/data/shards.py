@@ -30,10 +30,10 @@ MANIFEST = "shards.json"
 _SUFFIX = ".array_record"
 _MAX_BYTES = 1 << 50  # of a file
 _LABEL_BYTES = 4
-_OF_A_FILE = ("images", "bytes", "ends")  # ends: see `_ends`
+_FILE_FIELDS = ("images", "bytes", "ends")  # ends: see `_ends`
 _REPORT_EVERY = 1_000  # images
-_LOAD_IMAGES = 10_000  # at once: records and their images lie in memory side by side
-# A record by itself, as no read wants its neighbours; pictures hardly shrink.
+_LOAD_IMAGES = 10_000  # at once: records and their images are in memory together
+# A record by itself, as no read wants its neighbours; images hardly compress.
 _WRITE = "group_size:1,uncompressed"
 # Without reading ahead, which random access would throw away.
 _READ, _BUFFER_BYTES = "readahead_buffer_size:0", 1 << 15
@@ -67,7 +67,7 @@ class Shards:
 
         Raises IndexError outside of the split, UserError for a damaged or vanished file.
         """
-        order = np.argsort(indices)  # what lies in one file comes together, and forwards
+        order = np.argsort(indices)  # records of one file together, and in their order
         ordered = indices[order]
         if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < len(self):
             raise IndexError(f"images {ordered[0]} to {ordered[-1]} of {len(self)}")
@@ -146,7 +146,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if channels not in CHANNELS:
             raise ValueError(f"{channels} is no number of channels")
         described = {
-            _plain(name): {key: whole_number(file[key], 0, _MAX_BYTES) for key in _OF_A_FILE}
+            _plain(name): {key: whole_number(file[key], 0, _MAX_BYTES) for key in _FILE_FIELDS}
             for name, file in manifest["files"].items()
         }
         names = tuple(map(text, manifest["class_names"]))

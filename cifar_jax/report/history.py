@@ -1,4 +1,4 @@
-"""The course of a run, as its records tell it."""
+"""The course of a run, from its records."""
 
 import math
 from collections import defaultdict

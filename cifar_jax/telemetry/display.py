@@ -1,4 +1,4 @@
-"""What a run says on the console: the tutorial's lines, and on a terminal a bar below them."""
+"""Console output: the tutorial's lines, and on a terminal a progress bar below them."""
 
 import datetime
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,7 +40,7 @@ def precision_line(accuracy: float, views: int = 1) -> str:
 
 
 def plain(text: str) -> str:
-    """A name of whatever bytes as one line that any font and terminal takes."""
+    """Any text as one line for any font and terminal: what is not printable is escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -49,7 +49,7 @@ def _now() -> str:
 
 
 class _Notes(ProgressColumn):
-    """What stands beside the bar where there is room for it."""
+    """The notes beside the bar, where there is room for them."""
 
     text = ""
 
@@ -94,7 +94,7 @@ def _wrapped(notes: Mapping[str, str], width: int) -> list[str]:
 
 
 class Display:
-    """Lines of text; on a terminal they scroll above a bar with what a run looks like now."""
+    """Lines of text; on a terminal they scroll above a bar with the current values of a run."""
 
     def __init__(
         self,

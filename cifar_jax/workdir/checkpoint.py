@@ -1,12 +1,12 @@
-"""The folder of a run's checkpoints: which there are, and what each is worth.
+"""The folder of a run's checkpoints: which there are, and whether each is whole.
 
-    python -m cifar_jax.workdir WORKDIR      # lists them
+    python -m cifar_jax.workdir WORKDIR      # verifies them
 
 `folder/<step>/` is one checkpoint, and appears only when it is sealed: it was read back, all its
 files and names are on disk, and so is a manifest of their SHA-256 sums and its step. What does not
-match its manifest is damaged; it is not used, and a training run that passes over it renames it to
+match its manifest is damaged; it is not used, and a training run that skips it renames it to
 `<step>.damaged`. Nothing here is deleted but what retention no longer keeps and what a killed
-process has not written to the end. Needs no JAX, and knows nothing of training.
+process left unfinished. Needs no JAX, and knows nothing of training.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def steps(folder: Path) -> list[int]:
 def newest(folder: Path, report: Report) -> int | None:
     """The last step whose checkpoint is whole, or None; each damaged one is reported.
 
-    Raises UserError where one cannot be read now, which says nothing about what it is worth.
+    Raises UserError where one cannot be read now, and so may be whole or damaged.
     """
     for step in reversed(steps(folder)):
         try:
@@ -59,7 +59,7 @@ def newest(folder: Path, report: Report) -> int | None:
 
 
 def check(path: Path) -> str:
-    """What is damaged of the checkpoint at `path`; '' if its files are those of its manifest.
+    """What is damaged in the checkpoint at `path`; '' if its files match its manifest.
 
     Raises FileNotFoundError where the checkpoint is gone, and UserError where it cannot be read.
     """
@@ -177,14 +177,14 @@ def seal(folder: Path, step: int) -> None:
 
 
 def remove(folder: Path, step: int) -> None:
-    """For retention: the name goes first, so that nobody takes what is left for a checkpoint."""
+    """For retention: the name goes first, so that what is left is not taken for a checkpoint."""
     going = folder / f"{step}{_REMOVING}"
     (folder / str(step)).rename(going)
     shutil.rmtree(going, ignore_errors=True)
 
 
 def clear_remains(folder: Path) -> None:
-    """Removes what a killed process has not written, or not removed, to the end."""
+    """Removes what a killed process left half written or half removed."""
     for path in folder.iterdir():
         step, _, rest = path.name.partition(".")
         if _STEP.fullmatch(step) and f".{rest}".startswith((UNSEALED, _REMOVING)):
@@ -212,11 +212,11 @@ def all_set_aside(folder: Path) -> list[str]:
     return sorted(n for n in names if re.match(r"[0-9]+(\.damaged|\.superseded)", n))
 
 
-# -- how the run stands --------------------------------------------------------------------------
+# -- the run's status ----------------------------------------------------------------------------
 
 
 class Status(NamedTuple):
-    """What training says of itself in status.json."""
+    """The state of training, as in status.json."""
 
     good: int | None = None  # the last checkpoint that later steps have proven good
     finished: int | None = None  # the step at which training has ended

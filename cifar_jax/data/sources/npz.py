@@ -1,4 +1,4 @@
-"""Arrays of one's own: a folder with train.npz and test.npz, as `numpy.savez` writes them.
+"""Your own arrays: a folder with train.npz and test.npz, as `numpy.savez` writes them.
 
     images       uint8 [N, H, W] or [N, H, W, C], of one size in both files; C is 1, 3 or 4
     labels       whole numbers [N], from 0 on
