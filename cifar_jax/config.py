@@ -22,7 +22,7 @@ _DATASET_FIELDS = ("data.name", "data.dir", "data.shards", "data.validation")
 
 def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str, Any], list[str]]:
     """Parses all flags; returns the config of --config, what --config.a.b=c set in it, and the
-    arguments that are no flags.
+    arguments that are not flags.
 
     Raises UsageError for anything that absl or ml_collections cannot make sense of.
     """

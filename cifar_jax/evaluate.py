@@ -116,7 +116,7 @@ class Evaluator:
             accuracy = self.predict(variables, views).accuracy
             scalars[f"accuracy_of_{views}_views{suffix}"] = accuracy
             print(display.precision_line(accuracy, views), flush=True)
-        if self._num_examples == len(self.data):  # a part is no point of the curve
+        if self._num_examples == len(self.data):  # a part is not a point of the curve
             self._write(step, scalars, found)
         return found.accuracy
 

@@ -162,7 +162,7 @@ def _whole_number(digits: str) -> int:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def to_json(value: Any) -> str:

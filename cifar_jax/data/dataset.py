@@ -104,10 +104,10 @@ class Description:
         """From untrusted JSON. Raises ValueError for anything unexpected."""
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(found, dict) or found.keys() != names:
-            raise ValueError(f"it is no object of {', '.join(sorted(names))}")
+            raise ValueError(f"it is not an object of {', '.join(sorted(names))}")
         height, width, channels = _items(found["image_shape"], "image_shape", 3)
         if channels not in CHANNELS:
-            raise ValueError(f"{str(channels)[:40]} is no number of channels")
+            raise ValueError(f"{str(channels)[:40]} is not a number of channels")
         if not isinstance(found["sizes"], dict) or "train" not in found["sizes"]:
             raise ValueError("sizes has no number of training images")
         moments = (
@@ -165,26 +165,26 @@ def _chunks(images: Images) -> Iterator[np.ndarray]:
 def whole_number(value: Any, least: int, most: int) -> int:
     """`value`; raises ValueError where it is not an integer from `least` to `most`."""
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{str(value)[:40]} is no number from {least} to {most}")
+        raise ValueError(f"{str(value)[:40]} is not a number from {least} to {most}")
     return value
 
 
 def text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:40]} is no name")
+        raise ValueError(f"{str(value)[:40]} is not a name")
     return value
 
 
 def _level(value: Any) -> float:
     if type(value) not in (int, float) or not 0 <= value <= 255:
-        raise ValueError(f"{str(value)[:40]} is no level from 0 to 255")
+        raise ValueError(f"{str(value)[:40]} is not a level from 0 to 255")
     return float(value)
 
 
 def _items(value: Any, name: str, count: int | None = None) -> list[Any]:
     """A list of `count`, or of one at least."""
     if not isinstance(value, list) or not 0 < len(value) <= _MAX_CLASSES:
-        raise ValueError(f"{name} is no list of some")
+        raise ValueError(f"{name} is not a list with entries")
     if count is not None and len(value) != count:
         raise ValueError(f"{name} has {len(value)} entries and not {count}")
     return value

@@ -97,7 +97,7 @@ def describe(config: ConfigDict, train: Images, known: Description | None = None
 
 
 def shards_dir(config: ConfigDict) -> Path:
-    """Absolute. Raises UsageError where `config.shards` is no path."""
+    """Absolute. Raises UsageError where `config.shards` is not a path."""
     return files.resolve(config.shards, "config.data.shards")
 
 

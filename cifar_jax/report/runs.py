@@ -72,7 +72,7 @@ def _record(workdir: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a config of cifar_jax (it has no fields, or too deep ones)."
         )
-    description.load(workdir)  # refuses what else is no config
+    description.load(workdir)  # refuses what is not a config otherwise
     dataset = description.load_dataset(workdir)
     if dataset is None:
         raise FileNotFoundError(path)  # deleted meanwhile

@@ -77,7 +77,7 @@ def _problem(path: Path) -> str:
     sizes = dict(_files(path))
     links = [name for name, size in sizes.items() if size < 0]
     if links:
-        return f"{links[0]} is no file of ours but a link or a device"
+        return f"{links[0]} is a link or a device, not a file"
     try:
         step, sums = _read_manifest(path / MANIFEST)
     except ValueError as error:
@@ -99,7 +99,7 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, tuple[int, str]]]:
     """The step, and size and SHA-256 of each file. Raises ValueError where that is not there."""
     found = files.read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
-        raise ValueError("it is no list of files")
+        raise ValueError("it is not a list of files")
     if type(found.get("step")) is not int or not found["files"]:
         raise ValueError("it has no step or no files")
     sums = {}

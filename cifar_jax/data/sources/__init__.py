@@ -51,7 +51,7 @@ def find(config: ConfigDict) -> Source:
 
 def data_dir(config: ConfigDict) -> Path:
     """Absolute: `config.dir`, or else the source's default, $CIFAR_JAX_DATA or ~/.cache/cifar_jax
-    for most. Raises UsageError for what is no path, or where there is no home folder."""
+    for most. Raises UsageError for what is not a path, or where there is no home folder."""
     return find(config).dir(config)
 
 

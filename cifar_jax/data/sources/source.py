@@ -32,7 +32,7 @@ class Source:
         return config.name
 
     def dir(self, config: ConfigDict) -> Path:
-        """Absolute: `config.dir`, or else the default. Raises UsageError for what is no path, or
+        """Absolute: `config.dir`, or else the default. Raises UsageError for what is not a path, or
         where there is no home folder."""
         variable, folder = self.default_dir
         return files.resolve(config.dir or os.environ.get(variable) or folder, "config.data.dir")
