@@ -36,8 +36,8 @@ def test_filters_share_one_scale_and_lie_in_their_order():
 def test_filters_are_those_of_the_first_convolution_of_colours_however_deep():
     colours, grey = np.zeros((5, 5, 3, 8)), np.zeros((5, 5, 1, 8))
     params = {"a": {"kernel": grey}, "b": {"conv": {"bias": np.zeros(8), "kernel": colours}}}
-    assert pictures.kernel_of_colours(params) is colours
-    assert pictures.kernel_of_colours({"a": {"kernel": grey}}) is None
+    assert pictures.colour_kernel(params) is colours
+    assert pictures.colour_kernel({"a": {"kernel": grey}}) is None
 
 
 def test_confusion_is_darkest_where_all_are():
@@ -59,7 +59,7 @@ def test_many_classes_go_without_words():
     assert pictures.confusion(matrix, [f"class {n}" for n in range(100)]).shape[0] < 800
 
 
-def test_the_kernel_of_colours_at_any_depth():
+def test_the_colour_kernel_at_any_depth():
     kernel = np.ones((2, 2, 3, 8))
     others = {"conv": {"kernel": np.ones((3, 3, 8, 8))}, "norm": {"bias": np.ones(8)}}
     assert pictures.colour_kernel({"group": others, "whiten": {"kernel": kernel}}) is kernel
