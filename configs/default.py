@@ -128,7 +128,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.divergence = ml_collections.ConfigDict()
     config.divergence.action = "stop"  # or 'continue'; a good checkpoint is kept in any case
-    config.divergence.factor = 10.0  # of the first loss, above which the average one has diverged
+    config.divergence.factor = 10.0  # times a new network's loss: diverged, if on average above
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 512  # has no influence on the result

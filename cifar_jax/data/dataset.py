@@ -170,6 +170,7 @@ def whole_number(value: Any, least: int, most: int) -> int:
 
 
 def text(value: Any) -> str:
+    """`value`; raises ValueError where it is not a string."""
     if not isinstance(value, str):
         raise ValueError(f"{str(value)[:40]} is not a name")
     return value

@@ -71,6 +71,7 @@ def free_mib(devices: Sequence[jax.Device]) -> int:
 
 
 def free_mib_of_host() -> int:
+    """MiB of memory that the host has available, the file cache included."""
     try:  # Free memory and the file cache, which is as good.
         lines = Path("/proc/meminfo").read_text().splitlines()
         (available,) = (line for line in lines if line.startswith("MemAvailable:"))

@@ -90,7 +90,7 @@ class Calls:
         return 0 if self._requests[0] is None else int(self._requests[0])
 
     def forget_requests(self) -> None:
-        """Call it when all requests so far were met."""
+        """To be called when all requests so far were met."""
         self._requests = None, None
 
 

@@ -126,8 +126,8 @@ class Saver:
         return (step // every + 1) * every if every else math.inf
 
     def save(self, step: int, state: steps.TrainState, healthy: bool = True) -> float | None:
-        """Starts to save; returns what `after_checkpoint` does. `healthy`: all steps since the last
-        checkpoint were, which has so proven good. Raises Diverged, and UserError."""
+        """Starts to save; returns what `after_checkpoint` does. With `healthy`, all steps since the
+        last checkpoint were, and it has proven good. Raises Diverged and UserError."""
         # The loss is of the parameters before the update, and does not show yet what that did.
         if not self._all_finite(state.params):
             if self._stops:

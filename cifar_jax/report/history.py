@@ -20,6 +20,7 @@ class History(NamedTuple):
 
     @classmethod
     def of(cls, lines: Sequence[Record]) -> "History":
+        """From all records of a run, in the order in which they were written."""
         train: dict[int, tuple[Record, float]] = {}
         evals: dict[int, Record] = defaultdict(dict)
         resumed: list[tuple[int, float]] = []

@@ -102,6 +102,7 @@ class Line(NamedTuple):
         return self.style in ("solid", "filled")
 
     def drawable(self, log: bool) -> bool:
+        """Whether it has a value, above 0 on a `log` scale."""
         return bool(np.isfinite(self.y).any() and not (log and np.nanmax(self.y) <= 0))
 
 

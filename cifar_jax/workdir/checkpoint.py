@@ -208,6 +208,7 @@ def has_any(folder: Path) -> bool:
 
 
 def all_set_aside(folder: Path) -> list[str]:
+    """The names of all checkpoints that were set aside, sorted."""
     names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
     return sorted(n for n in names if re.match(r"[0-9]+(\.damaged|\.superseded)", n))
 
