@@ -4,8 +4,8 @@ Every direction within the kernel is then updated alike, where plain momentum fo
 the gradients agree on. (Keller Jordan and others, Muon: an optimizer for hidden layers in neural
 networks, 2024, kellerjordan.github.io/posts/muon.)
 
-Unlike optax.contrib.muon, it scales an update by the kernel's initial size, and iterates on the
-Gram matrix, which is less work.
+Ours and not optax.contrib.muon, which scales an update by the kernel's shape: here its size is that
+of the initial kernel, or the kernel's norm is fixed; and it costs half of the products.
 """
 
 from typing import Any, NamedTuple

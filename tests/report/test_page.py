@@ -135,8 +135,9 @@ def test_a_whole_run_has_every_section(whole):
     page, out = whole
     headings = re.findall(r"<h[123][^>]*>(.*?)</h[123]>", page)
     assert headings[0] == "Report: run"
-    expected = """Training, Losses, Accuracy (top-1) over steps, Accuracy (top-1) over training time,
-        Learning rate, Gradient norms, Update-to-parameter ratios, Sparsity of the activations,
+    expected = """Training, Losses, Accuracy (top-1) over steps,
+        Accuracy (top-1) over training time, Learning rate, Gradient norms,
+        Update-to-parameter ratios, Sparsity of the activations,
         Evaluation, Confusion matrix, Recall of each class, Reliability, Model,
         Filters of the first layer, The most confident mistakes,
         Right, from the most to the least confident, Recipe, To reproduce, Versions, Config"""
@@ -230,7 +231,7 @@ def test_missing_pieces_are_said(fields, tmp_path):
 def test_the_reports_own_evaluation_stands_in_for_one_in_the_records(fields, tmp_path):
     found = evaluation()
     text = text_of(write([make_run(fields, evaluated=found)], tmp_path, fields))
-    assert f"averages {found.predictions.accuracy:.4f} ·" in text
+    assert f"EMA {found.predictions.accuracy:.4f} ·" in text
     assert "evaluated at step 30 ·" in text
 
 
