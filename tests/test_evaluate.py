@@ -6,13 +6,12 @@ import hashlib
 import json
 import shutil
 import threading
-from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
-from cifar_jax import evaluate, optim, steps, train
+from cifar_jax import evaluate, steps, train
 from cifar_jax.data import native, sources
 from cifar_jax.errors import Diverged, UsageError, UserError
 from cifar_jax.inputs import standardize
@@ -47,13 +46,11 @@ def records(workdir, kind="eval"):
     return [r for r in map(json.loads, lines) if r["kind"] == kind]
 
 
-def expected_precision(config, workdir, step, split, averages=True, count=None, views=1):
+def expected_accuracy(config, workdir, step, split, ema=True, count=None, views=1):
     """All images at once, from the checkpoint's bytes, without the evaluation's own code."""
     model = steps.make_model(config, 10)
-    optimizer = steps.make_optimizer(config, lambda _: 0.1)
-    like = jax.eval_shape(partial(steps.init_state, config, model, optimizer))
-    state = pytrees.restore(workdir / "checkpoints", step, like)
-    params = optim.averages(state.opt_state) if averages else state.params
+    state = pytrees.restore(workdir / "checkpoints", step, train.prepare(config).state)
+    params = state.ema["params"] if ema else state.params
     data = sources.load(config.data, split)
     looks = [data.images[:count, 4:28, 4:28]]
     if views == 10:
@@ -69,16 +66,16 @@ def expected_precision(config, workdir, step, split, averages=True, count=None, 
 @pytest.mark.parametrize(
     ("options", "kind", "tag"),
     [
-        ({}, "eval", "precision_at_1"),
-        ({"ema": False}, "eval", "precision_at_1_raw"),
-        ({"split": "train"}, "eval_train", "precision_at_1"),
+        ({}, "eval", "accuracy"),
+        ({"ema": False}, "eval", "accuracy_raw"),
+        ({"split": "train"}, "eval_train", "accuracy"),
     ],
 )
 def test_once_evaluates_the_newest(config, workdir, capsys, options, kind, tag):
     evaluate.evaluate(config, workdir, once=True, **options)
     (record,) = records(workdir, kind)
     split, count = options.get("split", "test"), options.get("num_examples")
-    expected = expected_precision(config, workdir, 6, split, options.get("ema", True), count)
+    expected = expected_accuracy(config, workdir, 6, split, options.get("ema", True), count)
     assert record["step"] == 6
     assert record[tag] == pytest.approx(expected)
     assert f": precision @ 1 = {expected:.3f}\n" in capsys.readouterr().out
@@ -89,10 +86,10 @@ def test_views_are_averaged_and_reported_apart(config, workdir, capsys, views):
     config.eval.views = views
     evaluate.evaluate(config, workdir, once=True)
     (record,) = records(workdir)
-    one = expected_precision(config, workdir, 6, "test")
-    several = expected_precision(config, workdir, 6, "test", views=views)
-    assert record["precision_at_1"] == pytest.approx(one)
-    assert record[f"precision_at_1_of_{views}_views"] == pytest.approx(several)
+    one = expected_accuracy(config, workdir, 6, "test")
+    several = expected_accuracy(config, workdir, 6, "test", views=views)
+    assert record["accuracy"] == pytest.approx(one)
+    assert record[f"accuracy_of_{views}_views"] == pytest.approx(several)
     lines = [line.split(": ", 1)[1] for line in capsys.readouterr().out.splitlines()[-2:]]
     expected = [f"precision @ 1 = {one:.3f}", f"precision @ 1 over {views} views = {several:.3f}"]
     assert lines == expected
@@ -107,7 +104,7 @@ def test_images_that_were_held_out_have_a_curve_of_their_own(config, workdir):
 
 def test_a_part_of_the_split_is_told_but_no_point_of_the_curve(config, workdir, capsys):
     evaluate.evaluate(config, workdir, once=True, num_examples=21)
-    expected = expected_precision(config, workdir, 6, "test", count=21)
+    expected = expected_accuracy(config, workdir, 6, "test", count=21)
     assert f": precision @ 1 = {expected:.3f}\n" in capsys.readouterr().out
     assert records(workdir) == []
 
@@ -115,17 +112,26 @@ def test_a_part_of_the_split_is_told_but_no_point_of_the_curve(config, workdir, 
 def test_everything_that_is_told_of_an_evaluation(config, workdir):
     evaluate.evaluate(config, workdir, once=True)
     (record,) = records(workdir)
-    raw = expected_precision(config, workdir, 6, "test", averages=False)
-    assert record["precision_at_1_raw"] == pytest.approx(raw)
     data = sources.load(config.data, "test")
     counts = np.bincount(data.labels, minlength=10)
-    classes = [record[f"precision_at_1/{name}"] for name in data.class_names]
+    classes = [record[f"recall/{name}"] for name in data.class_names]
     whole = np.nansum(np.multiply(classes, counts)) / counts.sum()
-    assert whole == pytest.approx(record["precision_at_1"])
+    assert whole == pytest.approx(record["accuracy"])
     assert 0 <= record["calibration_error"] <= 1
     assert record["cross_entropy"] == pytest.approx(np.log(10), abs=0.2)
     tags = {tag for tag, _ in values(workdir, "eval")}
-    assert {"confusion", "mistakes", "cross_entropy_raw"} < tags
+    assert {"confusion", "mistakes", "precision_at_1", "recall/frog"} < tags
+
+
+def test_both_parameter_sets_of_a_step_stand_side_by_side(config, workdir):
+    for ema in (True, False, True):
+        evaluate.evaluate(config, workdir, once=True, ema=ema)
+    first, second = records(workdir)
+    assert (first["parameters"], second["parameters"]) == ("raw", "ema")
+    assert "accuracy" not in first and "accuracy_raw" not in second
+    assert {name for name in first if "recall" in name} == {
+        f"recall_raw/{name}" for name in DATASET.class_names
+    }
 
 
 def test_the_batch_size_has_no_influence(config, workdir):
@@ -134,7 +140,7 @@ def test_the_batch_size_has_no_influence(config, workdir):
         config.eval.batch_size = size
         evaluate.evaluate(config, workdir, once=True)
         found += records(workdir)  # of one checkpoint there is one
-    assert len({record["precision_at_1"] for record in found}) == 1
+    assert len({record["accuracy"] for record in found}) == 1
     losses = [record["cross_entropy"] for record in found]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
@@ -171,10 +177,10 @@ def test_following_waits_for_the_first_checkpoint_and_sees_new_ones(
 def test_a_checkpoint_deleted_under_the_reader_is_passed_over(config, workdir, monkeypatch, capsys):
     original = pytrees.restore
 
-    def restore(folder, step, like):
+    def restore(folder, step, like, **options):
         if step == 6:
             shutil.rmtree(folder / "6")
-        return original(folder, step, like)
+        return original(folder, step, like, **options)
 
     monkeypatch.setattr(pytrees, "restore", restore)
     evaluate.evaluate(config, workdir)
@@ -231,9 +237,9 @@ def test_a_record_says_what_was_measured(config, workdir):
 def test_an_evaluation_takes_back_its_like_alone(config, workdir):
     """Once those of later checkpoints went, too."""
     path = workdir / "metrics.jsonl"
-    later = '{"kind": "eval", "step": 9, "precision_at_1": 0.5}\n'
+    later = '{"kind": "eval", "step": 9, "accuracy": 0.5}\n'
     start = '{"kind": "start", "step": 8, "time": 1.0}\n'
-    old = '{"kind": "eval", "step": 6, "precision_at_1": 0.25}\n'
+    old = '{"kind": "eval", "step": 6, "accuracy": 0.25}\n'
     path.write_text(path.read_text() + later + start + old)
     for _ in range(2):
         evaluate.evaluate(config, workdir, once=True)
@@ -261,8 +267,8 @@ def test_other_images_make_a_curve_of_their_own(config, workdir, data_dir, tmp_p
         ("", True, False),
         ("", False, True),
         ('"dataset": "another"', True, True),
-        ('"precision_at_1": 0.5', True, False),
-        ('"precision_at_1": 0.5', False, False),  # an old record counts as of the same images
+        ('"accuracy": 0.5', True, False),
+        ('"accuracy": 0.5', False, False),  # an old record counts as of the same images
     ],
 )
 def test_when_images_are_those_of_the_run(config, tmp_path, earlier, own_data, apart, capsys):
@@ -283,5 +289,5 @@ def test_classes_of_any_name_are_drawn_and_recorded(config, workdir, data_dir, t
         evaluator.data = dataclasses.replace(evaluator.data, class_names=names)
         evaluator.evaluate(6)
     (record,) = records(workdir)
-    assert {f"precision_at_1/{name}" for name in names} < set(record)
+    assert {f"recall/{name}" for name in names} < set(record)
     assert {"confusion", "mistakes"} < {tag for tag, _ in values(workdir, "eval")}

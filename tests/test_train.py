@@ -17,7 +17,7 @@ import pytest
 from cifar_jax import steps, train
 from cifar_jax.data import shards, sources, splits
 from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError
-from cifar_jax.loop import saver
+from cifar_jax.loop import calls, saver
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry import log as log_lib
 from cifar_jax.workdir import checkpoint, description, pytrees, records
@@ -92,14 +92,15 @@ def test_a_signal_between_two_looks_is_not_taken_for_saved(config, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("optim.momentum", 0.9), ("dtype", "float16"), ("model.name", "other")]
+    ("field", "value"),
+    [("optim.momentum", 0.9), ("model.name", "other"), ("optim.groups", ({"params": "*"},))],
 )
 def test_a_resume_that_cannot_work_changes_nothing(config, tmp_path, field, value):
     config.num_steps = 3
     train.train(config, tmp_path)
     before = (tmp_path / "config.json").read_text()
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(UsageError, match=f"{field} is .* there, {value!r} now"):
+    with pytest.raises(UsageError, match=re.escape(f"{value!r} now")):
         train.train(config, tmp_path)
     assert (tmp_path / "config.json").read_text() == before
 
@@ -299,7 +300,7 @@ def test_console_lines_and_scalars_come_by_cadence(config, tmp_path, capsys):
     }
     norms = {"gradient_norm", "parameter_norm/conv1", "update_ratio/local4", "sparsity/pool1"}
     rest = {
-        "precision",
+        "accuracy",
         "learning_rate",
         "examples_per_second",
         "seconds_per_batch",
@@ -460,9 +461,8 @@ def test_an_end_takes_the_mark_of_an_earlier_divergence_away(config, tmp_path):
 
 
 def test_the_first_loss_is_that_of_the_tutorial(config):
-    model = steps.make_model(config, 10)
-    state = steps.init_state(config, model, steps.make_optimizer(config, lambda _: 0.1))
-    assert train._first_loss(config, state, 10) == pytest.approx(4.68, abs=0.01)
+    config.divergence.factor = 1.0
+    assert train.prepare(config).loss_bound() == pytest.approx(4.68, abs=0.01)
 
 
 def test_the_explicit_words_rename_what_lies_beyond(config, tmp_path, uninterrupted, capsys):
@@ -539,7 +539,7 @@ def test_a_workdir_deleted_meanwhile_is_whole_again_with_the_next_checkpoint(con
 def test_the_time_of_a_step_is_taken_before_the_next_is_compiled(config, tmp_path, monkeypatch):
     """Else it would seem to have taken none: it ends while the compiler works."""
     order = []
-    for module, name in ((log_lib.Log, "flush"), (train, "compile_step")):
+    for module, name in ((log_lib.Log, "flush"), (calls, "compile_steps")):
         original = getattr(module, name)
 
         def noted(*arguments, name=name, original=original):
@@ -550,7 +550,7 @@ def test_the_time_of_a_step_is_taken_before_the_next_is_compiled(config, tmp_pat
     config.summaries.scalars = 4
     config.num_steps = 2
     train.train(config, tmp_path)
-    compiled = [n for n, name in enumerate(order) if name == "compile_step"]
+    compiled = [n for n, name in enumerate(order) if name == "compile_steps"]
     assert len(compiled) == 2
     assert all(order[n - 1] == "flush" for n in compiled)
 
@@ -561,8 +561,8 @@ def test_parameters_that_are_not_finite_are_never_saved(config, tmp_path, monkey
     train.train(config, tmp_path)
     original = steps.train_step
 
-    def spoilt(state, batch, **bound):
-        new, *rest = original(state, batch, **bound)
+    def spoilt(*arguments, **bound):
+        new, *rest = original(*arguments, **bound)
         return new.replace(params=jax.tree.map(lambda p: p * np.nan, new.params)), *rest
 
     monkeypatch.setattr(steps, "train_step", spoilt)
@@ -575,7 +575,7 @@ def test_parameters_that_are_not_finite_are_never_saved(config, tmp_path, monkey
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("optim.decay_layers", ("local3", "lokal4"), "'lokal4'. Did you mean 'local4'"),
+        ("optim.decay_params", ("lokal4/kernel",), "Did you mean 'local4/kernel'"),
         ("inputs.size", (40, 40), r"size = \(40, 40\) is larger than the images, 32x32"),
         ("data.dir", "/nowhere/at/all", "Cannot store|Cannot download"),
     ],

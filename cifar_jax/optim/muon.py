@@ -3,6 +3,9 @@
 Every direction within the kernel then moves alike, where plain momentum follows the few that the
 gradients agree on. (Keller Jordan and others, Muon: an optimizer for hidden layers in neural
 networks, 2024, kellerjordan.github.io/posts/muon.)
+
+Ours and not optax.contrib.muon, which scales an update by the kernel's shape: here it has the size
+that the kernel began with, or the kernel's norm is fixed; and it costs half of the products.
 """
 
 from typing import Any, NamedTuple

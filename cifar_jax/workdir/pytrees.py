@@ -165,7 +165,10 @@ def _read(path: Path, template: Any) -> Any:
 def _read_part(path: Path, template: dict[str, Any]) -> Any:
     """What of a saved pytree `template`, nested dicts, has."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        saved = traverse_util.flatten_dict(reader.metadata(path).item_metadata.tree, sep=".")
+        metadata = reader.metadata(path).item_metadata
+        if metadata is None:
+            raise ValueError("it has no metadata")
+        saved = traverse_util.flatten_dict(metadata.tree, sep=".")
         for name, wanted in traverse_util.flatten_dict(template, sep=".").items():
             if name not in saved:  # Orbax would leave there what is in the memory
                 raise ValueError(f"it has no {name}")

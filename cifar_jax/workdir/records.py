@@ -21,7 +21,7 @@ from cifar_jax import files
 FILE = "metrics.jsonl"
 Record = dict[str, Any]
 
-_TEXTS = ("kind", "split", "dataset")  # all other values are numbers
+_TEXTS = ("kind", "parameters", "split", "dataset")  # all other values are numbers
 _MAX_LINE = 1 << 24  # bytes
 _END_OF_TIME = 1e11  # seconds since 1970, the year 5138: a clock beyond it is none
 

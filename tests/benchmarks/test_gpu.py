@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from benchmarks import gpu, gpu_case, jax_cnn
-from cifar_jax import steps
+from cifar_jax import models, steps
 
 SPEED = {"train_images_per_second": 1e6, "eval_images_per_second": 3e6, "peak_bytes": 2**28}
 
@@ -67,13 +67,11 @@ def test_a_folder_that_is_not_there_is_said_before_anything_is_measured(tmp_path
 def test_the_flops_are_the_kernels(config):
     """Every entry of a kernel takes part in a product at each place it is put to."""
     model = steps.make_model(config, 10)
-    state = jax.eval_shape(
-        lambda: steps.init_state(config, model, steps.make_optimizer(config, lambda _: 0.1))
-    )
+    variables = jax.eval_shape(lambda: models.init(model, jax.random.key(0), (24, 24, 3)))
     places = {"conv1": 24 * 24, "conv2": 12 * 12}
     forward = {
         layer: 2 * weights["kernel"].size * places.get(layer, 1)
-        for layer, weights in state.params.items()
+        for layer, weights in variables["params"].items()
     }
     assert gpu.training_flops() == 3 * sum(forward.values()) - forward["conv1"]
 

@@ -55,7 +55,7 @@ def test_a_step_averages_over_the_axis_and_gets_its_share():
 )
 def test_the_longest_axis_that_8_devices_divide_is_split(shape, spec):
     mesh = AbstractMesh((8,), (replicas.AXIS,))
-    found = replicas.split({"a": jax.ShapeDtypeStruct(shape, jnp.float32)}, mesh)
+    found = replicas.zero1_shardings({"a": jax.ShapeDtypeStruct(shape, jnp.float32)}, mesh)
     assert found["a"].spec == spec
 
 

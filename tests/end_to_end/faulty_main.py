@@ -27,16 +27,16 @@ def end(number: signal.Signals) -> None:
 
 
 def break_step(wanted: int, number: signal.Signals) -> None:
-    from cifar_jax import train  # noqa: E402
+    from cifar_jax.loop.calls import Calls
 
-    call = train._Call.__call__
+    call = Calls.__call__
 
     def faulty(self, state, step, *rest):
         if step == wanted:
             end(number)
         return call(self, state, step, *rest)
 
-    train._Call.__call__ = faulty
+    Calls.__call__ = faulty
 
 
 def break_seal(wanted: int, written: bool) -> None:

@@ -6,13 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
-from cifar_jax import optim, steps
+from cifar_jax import train
 from cifar_jax.data import native, shards
 from cifar_jax.data.dataset import Split
 from cifar_jax.workdir import checkpoint, description, pytrees, records
@@ -62,11 +61,7 @@ def undisturbed(launch, tmp_path_factory):
 
 
 def leaves(workdir, step=60):
-    config = description.load(workdir)
-    optimizer = steps.make_optimizer(config, optim.make_schedule(config.optim, 1.0, 1))
-    like = jax.eval_shape(
-        partial(steps.init_state, config, steps.make_model(config, 10), optimizer)
-    )
+    like = train.prepare(description.load(workdir)).state
     return jax.tree.leaves(pytrees.restore(workdir / "checkpoints", step, like))
 
 

@@ -41,8 +41,8 @@ for name in ("1", "2", "4", "8", "8 split"):
     workdir = folder / name
     with contextlib.closing(Evaluator(config, workdir)) as evaluator:
         state = train(config, workdir)
-        count = len(evaluator.predict(state.params).labels)
-        precision = evaluator.evaluate(100)
+        count = len(evaluator.predict(state.variables).labels)
+        accuracy = evaluator.evaluate(100)
 
     def distorted(step, images):
         keys = steps.image_keys(0, step, len(images))
@@ -56,11 +56,12 @@ for name in ("1", "2", "4", "8", "8 split"):
     seen = replicas.data_parallel(
         distorted, replicas.make_mesh(devices), sharded={1: 0}, per_image=True
     )(jnp.int32(7), images)
-    first = [leaf.addressable_shards[0].data for leaf in jax.tree.leaves(state.opt_state)]
+    split = jax.tree.leaves((state.opt_state, state.ema))
+    first = [leaf.addressable_shards[0].data for leaf in split]
     found[name] = {
         "losses": [r["loss"] for r in records.read(workdir / records.FILE) if r["kind"] == "train"],
         "count": count,
-        "precision": precision,
+        "accuracy": accuracy,
         "devices": len(seen.devices()),
         "optimizer_bytes": sum(part.nbytes for part in first),
     }
@@ -103,7 +104,7 @@ def test_losses_and_parameters_are_those_of_one_device(found, devices):
     assert several["devices"] == (8 if devices == SPLIT else devices)
     assert len(one["losses"]) == 100
     np.testing.assert_allclose(several["losses"], one["losses"], rtol=1e-4)
-    names = [name for name in one if name.startswith("p") and name != "precision"]
+    names = [name for name in one if name.startswith("p")]
     difference, whole = (
         np.concatenate([leaf.ravel() for leaf in leaves])
         for leaves in ([several[n] - one[n] for n in names], [one[n] for n in names])
@@ -127,4 +128,4 @@ def test_every_image_has_a_distortion_of_its_own_on_any_count(found, devices):
 @pytest.mark.parametrize("devices", (*COUNTS, SPLIT))
 def test_evaluation_counts_every_image_once(found, devices):
     assert found[devices]["count"] == NUM_TEST
-    assert found[devices]["precision"] == pytest.approx(found[1]["precision"], abs=1.5 / NUM_TEST)
+    assert found[devices]["accuracy"] == pytest.approx(found[1]["accuracy"], abs=1.5 / NUM_TEST)

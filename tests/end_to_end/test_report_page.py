@@ -18,7 +18,7 @@ def page(short_run):
 def test_nothing_is_left_out_of_a_whole_run(page):
     found = {path.stem for path in page.parent.glob("*.png")}
     assert found == {
-        *("loss", "precision", "precision-time", "learning-rate", "gradient-norm", "update-ratio"),
+        *("loss", "accuracy", "accuracy-time", "learning-rate", "gradient-norm", "update-ratio"),
         *("sparsity", "confusion", "classes", "reliability", "model"),
     }
 

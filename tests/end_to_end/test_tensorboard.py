@@ -17,14 +17,13 @@ ACTIVATIONS = (*LAYERS, "pool1", "norm1", "norm2", "pool2")
 NORMS = ("gradient_norm", "parameter_norm", "update_ratio")
 TRAIN_SCALARS = {
     *(f"{name}{kind}" for name in ("loss", "cross_entropy", "l2") for kind in ("", "_average")),
-    *("precision", "learning_rate", "examples_per_second", "seconds_per_batch"),
+    *("accuracy", "learning_rate", "examples_per_second", "seconds_per_batch"),
     *("data_wait", "data_fill"),
     *NORMS,
     *(f"{norm}/{layer}" for norm in NORMS for layer in LAYERS),
     *(f"sparsity/{layer}" for layer in ACTIVATIONS),
 }
-EVAL_SCALARS = {"precision_at_1", "precision_at_1_raw", "cross_entropy", "cross_entropy_raw"}
-EVAL_SCALARS |= {"calibration_error", "precision_at_1/frog"}
+EVAL_SCALARS = {"precision_at_1", "cross_entropy", "calibration_error", "recall/frog"}
 HISTOGRAMS = {
     *(f"{tree}/{layer}/{name}" for tree in ("params", "gradients") for layer in LAYERS
       for name in ("kernel", "bias")),

@@ -26,7 +26,7 @@ from cifar_jax.telemetry.predictions import Predictions
 from tests.conftest import DATASET, ROOT
 
 NAMES = ("<b>x</b>", "cat", "$dog")
-CURVES = ("loss", "precision", "precision-time", "learning-rate")
+CURVES = ("loss", "accuracy", "accuracy-time", "learning-rate")
 BY_LAYER = ("gradient-norm", "update-ratio", "sparsity")
 OF_A_RUN = ("confusion", "classes", "reliability", "model")
 
@@ -47,7 +47,7 @@ def small_plots():
 
 def records(precision=0.5, steps=30):
     """A start, training every 10 steps and seconds, an evaluation."""
-    values = {"loss": 4.0, "loss_average": 4.1, "precision": 0.1, "learning_rate": 0.1}
+    values = {"loss": 4.0, "loss_average": 4.1, "accuracy": 0.1, "learning_rate": 0.1}
     layers = dict.fromkeys(("gradient_norm", "gradient_norm/conv1", "update_ratio/conv1"), 0.01)
     train = [
         {
@@ -60,7 +60,7 @@ def records(precision=0.5, steps=30):
         }
         for step in range(0, steps, 10)
     ]
-    evaluated = {"precision_at_1": precision, "precision_at_1_raw": precision - 0.125}
+    evaluated = {"accuracy": precision, "accuracy_raw": precision - 0.125}
     start = {"kind": "start", "step": 0, "time": 1e9}
     return [start, *train, {"kind": "eval", "step": steps, "time": 2e9, **evaluated}]
 
@@ -135,9 +135,10 @@ def test_a_whole_run_has_every_section(whole):
     page, out = whole
     headings = re.findall(r"<h[123][^>]*>(.*?)</h[123]>", page)
     assert headings[0] == "Report: run"
-    expected = """Training, Losses, Precision @ 1 over steps, Precision @ 1 over training time,
-        Learning rate, Gradient norms, Update-to-parameter ratios, Sparsity of the activations,
-        Evaluation, Confusion matrix, Precision @ 1 of each class, Reliability, Model,
+    expected = """Training, Losses, Accuracy (top-1) over steps,
+        Accuracy (top-1) over training time, Learning rate, Gradient norms,
+        Update-to-parameter ratios, Sparsity of the activations,
+        Evaluation, Confusion matrix, Recall of each class, Reliability, Model,
         Filters of the first layer, The most confident mistakes,
         Right, from the most to the least confident, Recipe, To reproduce, Versions, Config"""
     assert ", ".join(headings[1:]) == " ".join(expected.split())
@@ -149,7 +150,7 @@ def test_a_whole_run_has_every_section(whole):
 
 def test_the_summary_is_of_the_last_evaluation(whole):
     text = text_of(whole[0])
-    assert "steps 30 · epochs 42.7 · precision @ 1, averages 0.5000" in text
+    assert "steps 30 · epochs 42.7 · accuracy, EMA 0.5000" in text
     assert "raw 0.3750" in text
     assert "training time 0:00:20" in text
     assert "jax 0.10.9" in text
@@ -219,18 +220,18 @@ def test_missing_pieces_are_said(fields, tmp_path):
     page = write([make_run(fields, missing="No images <here>.")], tmp_path, fields)
     text = text_of(page)
     assert "runs/run has no records in metrics.jsonl yet." in text
-    assert "values: Losses (loss, cross_entropy, l2); Precision @ 1 over steps" in text
+    assert "values: Losses (loss, cross_entropy, l2); Accuracy (top-1) over steps" in text
     assert "Sparsity of the activations (sparsity/<layer>)." in text
     assert "No images <here>." in text
     assert "steps 0 · " in text
-    assert "precision @ 1, averages" not in text
+    assert "accuracy, EMA" not in text
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
 def test_the_reports_own_evaluation_stands_in_for_one_in_the_records(fields, tmp_path):
     found = evaluation()
     text = text_of(write([make_run(fields, evaluated=found)], tmp_path, fields))
-    assert f"averages {found.predictions.precision_at_1:.4f} ·" in text
+    assert f"EMA {found.predictions.accuracy:.4f} ·" in text
     assert "evaluated at step 30 ·" in text
 
 
@@ -257,7 +258,7 @@ def test_no_value_breaks_the_page(fields, tmp_path, value):
         for line in lines[1:]:
             if name not in ("kind", "step"):
                 line[name] = value
-    lines[-1] |= {"precision_at_1": value, "precision_at_1_raw": value}
+    lines[-1] |= {"accuracy": value, "accuracy_raw": value}
     page = write([make_run(fields, lines=lines)], tmp_path, fields)
     assert ("Losses (loss, cross_entropy, l2)" in text_of(page)) == (not math.isfinite(value))
 
@@ -267,13 +268,13 @@ def test_training_time_leaves_out_the_gap_before_a_resumption():
         {"kind": "start", "step": 0, "time": 100.0},
         {"kind": "train", "step": 0, "time": 103.0},
         {"kind": "train", "step": 10, "time": 110.0},
-        {"kind": "eval", "step": 10, "time": 500.0, "precision_at_1": 0.25},
+        {"kind": "eval", "step": 10, "time": 500.0, "accuracy": 0.25},
         {"kind": "train", "step": 20, "time": 120.0},
         {"kind": "train", "step": 25, "time": 121.0},
         {"kind": "start", "step": 11, "time": 1000.0},
         {"kind": "train", "step": 20, "time": 1007.0},
-        {"kind": "eval", "step": 15, "time": 9000.0, "precision_at_1": 0.5},
-        {"kind": "eval", "step": 15, "time": 9001.0, "precision_at_1_raw": 0.4},
+        {"kind": "eval", "step": 15, "time": 9000.0, "accuracy": 0.5},
+        {"kind": "eval", "step": 15, "time": 9001.0, "accuracy_raw": 0.4},
     ]
     history = History.of(lines)
     assert [record["time"] for record in history.train] == [103.0, 110.0, 1007.0]
@@ -281,19 +282,19 @@ def test_training_time_leaves_out_the_gap_before_a_resumption():
     assert history.resumed == [(11, 21.0)]
     assert history.seconds(np.array([10, 15, 99])).tolist() == [10.0, 19.0, 28.0]
     assert history.steps == 21
-    assert [r["precision_at_1"] for r in history.evals] == [0.25, 0.5]
-    assert history.evals[1]["precision_at_1_raw"] == 0.4
+    assert [r["accuracy"] for r in history.evals] == [0.25, 0.5]
+    assert history.evals[1]["accuracy_raw"] == 0.4
 
 
 def test_records_without_a_clock_have_no_training_time(fields, tmp_path):
     lines = [{k: v for k, v in line.items() if k != "time"} for line in records()]
     text = text_of(write([make_run(fields, lines=lines)], tmp_path, fields))
     assert (
-        "Left out, as no record in metrics.jsonl has their values: Precision @ 1 over training"
+        "Left out, as no record in metrics.jsonl has their values: Accuracy (top-1) over training"
         in text
     )
     assert "training time 0" not in text
-    assert (tmp_path / "precision.png").exists()
+    assert (tmp_path / "accuracy.png").exists()
 
 
 def test_the_unit_of_time_fits():
@@ -356,7 +357,7 @@ def test_names_become_unique_and_a_workdir_is_shown_once(fields):
 def test_the_command_sets_what_differs_and_is_understood(fields, tmp_path, default):
     changed = {
         "optim.learning_rate": 0.05,
-        "optim.decay_layers": ["local3"],
+        "optim.decay_params": ["local3/kernel"],
         "inputs.transforms": ["random_crop", ["brightness", "contrast"]],
         "optim.nesterov": True,
         "data.dir": "/my data/$HOME",
@@ -495,7 +496,7 @@ def test_json_that_is_no_config_is_a_line(tmp_path, text):
 def test_metrics_of_any_values_are_shown(fields, tmp_path):
     values = [1e308, -1e308, 2**63, 0, None]
     lines = [
-        {"kind": kind, "step": step, "time": time, "loss": value, "precision_at_1": value}
+        {"kind": kind, "step": step, "time": time, "loss": value, "accuracy": value}
         | {"gradient_norm/caf\udce9\n": value, "learning_rate": value}
         for kind in ("start", "train", "eval", "other")
         for step in (2**63 - 1, 0, 5)

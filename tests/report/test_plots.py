@@ -102,8 +102,8 @@ def test_lines_differ_in_more_than_colour():
     assert len({str(each._dash_pattern) for each in drawn[:4]}) == 4
 
 
-def test_class_precisions_are_sorted_and_say_their_values():
-    axis = plots.class_precisions(np.array([0.5, np.nan, 0.75]), ("a", "b", "c")).axes[0]
+def test_recalls_are_sorted_and_say_their_values():
+    axis = plots.recalls(np.array([0.5, np.nan, 0.75]), ("a", "b", "c")).axes[0]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["c", "a"]
     assert [bar.get_width() for bar in axis.patches] == [0.75, 0.5]
     assert texts(axis) == ["0.750", "0.500"]
@@ -111,7 +111,7 @@ def test_class_precisions_are_sorted_and_say_their_values():
 
 def test_of_many_classes_the_best_and_the_worst_are_shown():
     values = np.linspace(0, 1, 100)
-    axis = plots.class_precisions(values, tuple(map(str, range(100)))).axes[0]
+    axis = plots.recalls(values, tuple(map(str, range(100)))).axes[0]
     ticks = [int(text.get_text()) for text in axis.get_yticklabels()]
     assert ticks == [*range(99, 79, -1), *range(19, -1, -1)]
     assert "of 100 classes" in axis.get_title(loc="left") + axis.get_title()

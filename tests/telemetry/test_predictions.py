@@ -18,11 +18,11 @@ def four():
     )
 
 
-def test_precision_and_confusion(four):
-    assert four.precision_at_1 == 0.5
+def test_accuracy_and_confusion(four):
+    assert four.accuracy == 0.5
     matrix = predictions.confusion(four, 4)
     assert matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    found = predictions.class_precisions(matrix)
+    found = predictions.recalls(matrix)
     np.testing.assert_array_equal(found, [0.5, 1.0, 0.0, np.nan])
 
 
@@ -30,7 +30,7 @@ def test_calibration(four):
     found = predictions.calibration(four, bins=2)
     assert found.images.tolist() == [0, 4]  # 0.5 belongs to the upper bin, 1.0 to the last
     np.testing.assert_allclose(found.confidence, [np.nan, 0.75])
-    np.testing.assert_allclose(found.precision, [np.nan, 0.5])
+    np.testing.assert_allclose(found.accuracy, [np.nan, 0.5])
     assert found.error == pytest.approx(0.25)
     assert predictions.calibration(four, bins=20).error == pytest.approx(
         (0.1 + 0.5 + 0.4 + 1.0) / 4
