@@ -112,5 +112,6 @@ def _examples(evaluation: Evaluation, places: np.ndarray) -> list[Example]:
         top = zip(found.classes[place], found.probabilities[place], strict=True)
         guesses = [(names[c], float(probability)) for c, probability in top][:3]
         label = names[found.labels[place]]
-        examples.append(Example(plots.to_png(evaluation.images[place]), label, guesses))
+        picture = plots.to_png(pictures.rgb(evaluation.images[place]))
+        examples.append(Example(picture, label, guesses))
     return examples
