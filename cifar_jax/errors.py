@@ -13,6 +13,10 @@ class UserError(Exception):
     exit_code = 1
     everywhere = False  # whether every process of a run raises it, at the same step
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class UsageError(UserError):
     """A flag or config field that cannot work; nothing has been written. `main.py` exits 2."""

@@ -23,6 +23,14 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.E
 _warned_of: set[str] = set()
 
 
+def _recipes() -> Path:
+    installed = Path(__file__).with_name("configs")  # from a wheel
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+RECIPES = _recipes()  # the folder
+
+
 def resolve(text: str | os.PathLike[str], what: str) -> Path:
     """The absolute path of what a user typed for `what`, a flag or field; `~` is a home folder.
 

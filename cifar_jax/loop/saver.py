@@ -27,7 +27,7 @@ class Saver:
         self.folder, self._checkpoint = folder, config.checkpoint
         self._after_checkpoint = after_checkpoint
         self._stops = config.divergence.action == "stop"
-        self._newest: int | None = None  # the last checkpoint
+        self.newest: int | None = None  # the last checkpoint
         self._good: int | None = None  # the last that later steps have proven good
         self._time = time.monotonic()  # of it
         self._writer = pytrees.Writer(
@@ -58,7 +58,7 @@ class Saver:
                     "Give it its name back."
                 )
             print(f"Resuming from step {newest} in {self.folder}")
-            self._newest = newest
+            self.newest = newest
         return state
 
     def _choose(self, from_step: int | None, restart: bool) -> int | None:
@@ -134,21 +134,21 @@ class Saver:
                 raise self.diverged(f"The parameters are no longer finite after step {step - 1}")
             healthy = False
         if healthy:
-            self._good = self._newest
+            self._good = self.newest
         self._writer.save(step, state, self._good)
-        self._newest, self._time = step, time.monotonic()
+        self.newest, self._time = step, time.monotonic()
         return self.tell()
 
     def tell(self) -> float | None:
         """Calls `after_checkpoint`, once the last save is complete, and returns its precision."""
-        if self._after_checkpoint is None or self._newest is None:
+        if self._after_checkpoint is None or self.newest is None:
             return None
         self.wait()
-        return self._after_checkpoint(self._newest)
+        return self._after_checkpoint(self.newest)
 
     def diverged(self, what: str) -> Diverged:
         """The error of a run that has diverged, with the last good checkpoint."""
-        good = self._newest if self._good is None else self._good
+        good = self.newest if self._good is None else self._good
         last = (
             "There is no good checkpoint yet."
             if good is None

@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cifar_jax import files
-from cifar_jax.config import check_fields, flat, validate
+from cifar_jax.config import flat, recipe, resolve
 from cifar_jax.data import sources, splits
 from cifar_jax.data.dataset import Description
 from cifar_jax.errors import UsageError, UserError, reason
@@ -158,9 +158,7 @@ def _check_version(workdir: Path, record: dict[str, Any]) -> None:
         )
 
 
-def load_for_eval(
-    workdir: Path, default: ConfigDict, overrides: dict[str, Any], *, wait: bool
-) -> ConfigDict:
+def load_for_eval(workdir: Path, overrides: Mapping[str, Any], *, wait: bool) -> ConfigDict:
     """The stored config with `overrides` from the command line, and defaults for newer fields.
 
     Where there is none yet it is waited for, or UserError raised without `wait`.
@@ -173,15 +171,14 @@ def load_for_eval(
         stored = load(workdir)
     except FileNotFoundError:
         raise UserError(f"{workdir} has no {FILE}: nothing was trained there.") from None
-    config = ConfigDict(default.to_dict())
+    config = recipe("default")
     try:
         config.update(stored)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{workdir / FILE} has a field of another type: {error}.") from error
     trained = flat(config)
     config.update_from_flattened_dict(overrides)
-    check_fields(config, default)
-    validate(config)
+    config = resolve(config)
     if config.data.validation:
         _check_held_out(config, trained)
     return config
