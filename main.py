@@ -20,7 +20,7 @@ flags.DEFINE_string("workdir", "runs/default", "Of the run; for a report, more m
 flags.DEFINE_integer("from_step", None, "train: go on from this checkpoint; rename later ones.")
 flags.DEFINE_bool("restart", False, "train: begin at step 0; rename all checkpoints.")
 flags.DEFINE_bool("once", False, "eval: the newest checkpoint only.")
-flags.DEFINE_bool("ema", True, "eval: the averaged parameters; --noema for the raw ones.")
+flags.DEFINE_bool("ema", True, "eval: the EMA of the parameters; --noema for the raw ones.")
 flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "eval: which images.")
 flags.DEFINE_integer("num_examples", 0, "eval: how many images; 0 for all.", lower_bound=0)
 flags.DEFINE_bool("debug", False, "Show tracebacks, and what was set before JAX started.")

@@ -117,7 +117,7 @@ class JaxCNN:
 class ProgramStep:
     """The step of `main.py` on the built-in dataset, in a plain loop around it.
 
-    Which images form a step is settled before the clock starts: what the loop of the program adds
+    Which images form a step is decided before the clock starts: what the loop of the program adds
     to its compiled step is what `whole_program.py` is there to see.
     """
 

@@ -44,7 +44,7 @@ def _recipe_path(name: str, what: str) -> Path:
 
 def from_flags(argv: list[str]) -> tuple[ConfigDict, dict[str, Any], list[str]]:
     """Parses all flags; returns the config of --config, what --config.a.b=c set in it, and the
-    arguments that are no flags.
+    arguments that are not flags.
 
     Raises UsageError for anything that absl or ml_collections cannot make sense of.
     """

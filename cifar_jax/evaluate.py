@@ -119,13 +119,13 @@ class Evaluator:
             accuracy = self.predict(variables, views).accuracy
             scalars[f"accuracy_of_{views}_views{suffix}"] = accuracy
             print(display.precision_line(accuracy, views), flush=True)
-        if self._num_examples == len(self.data):  # a part is no point of the curve
+        if self._num_examples == len(self.data):  # a part is not a point of the curve
             self._write(step, scalars, found)
         return found.accuracy
 
     def _open(self) -> summaries.Writer:
-        """What it measures stands in each record. Images that are not those of the run's earlier
-        evaluations make a curve of their own."""
+        """Opens the writer. Every record says what was measured; evaluations on other images than
+        the run's earlier ones are recorded as another kind, a curve of their own."""
         digest = _digest(self.data)
         dataset = f"{self._config.data.name}-{digest}"
         self._facts = {
@@ -137,7 +137,7 @@ class Evaluator:
         kind = "eval" if self._split == "test" else f"eval_{self._split}"
         try:
             earlier = records.read(self._workdir / records.FILE)
-        except OSError:  # of which the writer tells
+        except OSError:  # the writer will report it
             earlier = []
         known = [r.get("dataset") for r in earlier if r["kind"] == kind]  # None: an old record's
         named = {name for name in known if name is not None}

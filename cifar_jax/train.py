@@ -35,7 +35,7 @@ _FIT_IMAGES = 5_000  # by which a model may initialise parameters
 
 
 class Training(NamedTuple):
-    """A run, before anything is written: what its config and its data make of each other."""
+    """A run ready to start: what its config and its data determine. Nothing is written yet."""
 
     config: ConfigDict
     data: Images
@@ -53,8 +53,8 @@ class Training(NamedTuple):
         return replicas.describe(self.mesh, self.config.num_devices)
 
     def loss_bound(self) -> float:
-        """The mean loss above which training has diverged: some times that of a network that knows
-        nothing yet, with its weight decay; the same in every start."""
+        """The mean loss above which training has diverged: config.divergence.factor times that of
+        uniform predictions with the initial L2 penalty; the same in every start."""
         l2 = float(optim.l2_penalty(self.state.params, self.config.optim))
         return self.config.divergence.factor * (math.log(len(self.data.class_names)) + l2)
 
@@ -156,7 +156,7 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
 
 
 def _forget_evaluations(workdir: Path, step: int) -> None:
-    """What was measured of checkpoints that the run has turned its back on."""
+    """Removes the records of evaluations of later checkpoints, which the run no longer has."""
     if jax.process_index():
         return
     try:
@@ -183,8 +183,8 @@ def _check_same(data: Images) -> None:
 def make_feed(
     config: ConfigDict, data: Images, mesh: Mesh
 ) -> tuple[feeds.Feed, dict[str, jax.Array]]:
-    """What gives the batches of the steps, and the "image" and "label" of the whole split where
-    they are kept on the devices, else {}."""
+    """The feed of the steps, and the on-device dataset: "image" and "label" of the whole split, or
+    {} where the images are kept elsewhere."""
     needed = math.ceil(len(data) * math.prod(data.shape) / 2**20)
     free = feeds.free_mib(mesh.local_devices)
     if config.data.shards:  # which would be read into the host's memory first

@@ -212,7 +212,7 @@ def test_the_dataset_of_a_workdir_is_there_or_a_line_says_why(default, tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
     record["dataset"]["mean"] = "high"
     (tmp_path / "config.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"is not a config of cifar_jax \(mean is no list of some"):
+    with pytest.raises(UserError, match=r"of cifar_jax \(mean is not a list with entries"):
         description.load_dataset(tmp_path)
 
 

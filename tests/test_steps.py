@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from cifar_jax import config as config_lib
 from cifar_jax import inputs, models, optim, steps
 from cifar_jax.devices import replicas
 from cifar_jax.inputs import standardize
+from cifar_jax.models.batch_norm import BatchNorm
 from tests.conftest import random_images
 
 
@@ -246,3 +248,45 @@ def test_within_a_loop_every_convolution_is_of_the_fast_kind(config, compiled_st
     found = re.findall(r" convolution\(.*?dim_labels=(\S+?)[,\s]", text)
     assert len(found) == 4  # conv1 forward and backward, of the first part and in the loop
     assert set(found) == {"b01f_01io->b01f"}
+
+
+class Normalised(nn.Module):
+    """The cheapest network with batch statistics."""
+
+    num_classes: int = 10
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = BatchNorm(momentum=0.5, name="norm")(images.mean(1), train=train)
+        return nn.Dense(self.num_classes, name="linear")(x.reshape(len(x), -1))
+
+
+def test_microbatches_have_statistics_of_their_own(config, compiled_step, batch, monkeypatch):
+    """Each is normalised by its own and starts from the state before; then the means of both."""
+    monkeypatch.setitem(models._MODELS, "cnn", Normalised)
+    config.accumulate, config.optim.weight_decay = 2, 0.0
+    config.inputs.transforms = ("central_crop", "standardize")
+    state, step = compiled_step(config)
+    state = state.replace(model_state=jax.tree.map(lambda x: x + 3, state.model_state))
+    new, metrics, _ = step(state, batch)
+
+    (images,) = inputs.make(config.inputs, (32, 32, 3)).evaluate(batch["image"])
+
+    def loss_fn(params, images, labels):
+        variables = {"params": params, **state.model_state}
+        logits, after, _ = models.forward(Normalised(), variables, images, train=True)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), after
+
+    value_and_grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    labels = batch["label"]
+    halves = (images[:8], labels[:8]), (images[8:], labels[8:])
+    parts = [value_and_grad(state.params, *half) for half in halves]
+    mean = partial(jax.tree.map, lambda a, b: (a + b) / 2)
+    (loss, after), gradients = mean(*parts)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close(metrics["loss"], loss)
+    jax.tree.map(close, new.model_state, after)
+    jax.tree.map(lambda p, g, found: close(found, p - 0.1 * g), state.params, gradients, new.params)
+    (whole, _), _ = value_and_grad(state.params, images, labels)
+    assert abs(whole - loss) > 1e-4  # of the whole batch's statistics it would be another

@@ -75,7 +75,7 @@ def write(runs: Sequence[Run], out: Path, default: Mapping[str, Any]) -> Path:
     )
     drawn = [*curves, *(each for one in sections for each in one.charts)]
     contents = {each.file: each.light for each in drawn}
-    # A name may hold bytes that are no text.
+    # A name may hold bytes that are not text.
     _replace(out, contents | {"index.html": page.encode(errors="backslashreplace")})
     return out / "index.html"
 

@@ -35,6 +35,7 @@ class Section(NamedTuple):
 
 
 def section(run: Run, suffix: str, default: Mapping[str, Any]) -> Section:
+    """`suffix` is that of its files' names; `default` are the config's defaults, nested."""
     config, found = tables.flat(run.record["config"]), run.evaluation
     changes = _changes(run.record.get("changes", []))
     made = Section(run, config, _command(config, tables.flat(default)), changes)
@@ -111,5 +112,6 @@ def _examples(evaluation: Evaluation, places: np.ndarray) -> list[Example]:
         top = zip(found.classes[place], found.probabilities[place], strict=True)
         guesses = [(names[c], float(probability)) for c, probability in top][:3]
         label = names[found.labels[place]]
-        examples.append(Example(plots.to_png(evaluation.images[place]), label, guesses))
+        picture = plots.to_png(pictures.rgb(evaluation.images[place]))
+        examples.append(Example(picture, label, guesses))
     return examples

@@ -1,5 +1,5 @@
-"""What a run says on the console: the tutorial's lines, and a bar below them on a terminal, above
-them in a notebook."""
+"""Console output: the tutorial's lines, and a progress bar: below them on a terminal, above them in
+a notebook."""
 
 import datetime
 import html
@@ -46,7 +46,7 @@ def precision_line(accuracy: float, views: int = 1) -> str:
 
 
 def plain(text: str) -> str:
-    """A name of whatever bytes as one line that any font and terminal takes."""
+    """Any text as one line for any font and terminal: what is not printable is escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -55,7 +55,7 @@ def _now() -> str:
 
 
 class _Notes(ProgressColumn):
-    """What stands beside the bar where there is room for it."""
+    """The notes beside the bar, where there is room for them."""
 
     text = ""
 
@@ -146,8 +146,8 @@ def _wrapped(notes: Mapping[str, str], width: int) -> list[str]:
 
 
 class Display:
-    """Lines of text; on a terminal they scroll above a bar with what a run looks like now, which
-    stands above them in a notebook."""
+    """Lines of text; on a terminal they scroll above a bar with the current values of a run, which
+    in a notebook stands above them."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard and the report, drawn small and fast: uint8 arrays [H, W, 3]."""
+"""Pictures for TensorBoard and the report, drawn by Pillow: uint8 arrays [H, W, 3]."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,8 @@ MAX_NAMED = 20  # classes whose names and counts a confusion matrix has room for
 
 
 def grid(images: np.ndarray, captions: Sequence[str], columns: int = 4) -> np.ndarray:
-    """Images [N, h, w, 3] side by side, enlarged, each with its caption's lines below."""
+    """Images [N, h, w, C] side by side, enlarged, each with its caption's lines below."""
+    images = rgb(images)
     font = ImageFont.load_default(11)
     lines = max(caption.count("\n") + 1 for caption in captions)
     height, width = (size * _SCALE for size in images.shape[1:3])
@@ -35,8 +36,13 @@ def grid(images: np.ndarray, captions: Sequence[str], columns: int = 4) -> np.nd
     return np.asarray(canvas)
 
 
+def rgb(images: np.ndarray) -> np.ndarray:
+    """Images [..., C] as [..., 3]: grey three times, and of four channels the first three."""
+    return images.repeat(3, -1) if images.shape[-1] == 1 else images[..., :3]
+
+
 def visible(images: np.ndarray) -> np.ndarray:
-    """Standardised images [N, h, w, 3] as uint8: what the network sees, 2.5 deviations to 0–255."""
+    """Standardised images [N, h, w, C] as uint8: what the network sees, 2.5 deviations to 0–255."""
     return np.clip(np.nan_to_num(images) * (127.5 / 2.5) + 127.5, 0, 255).astype(np.uint8)
 
 
@@ -64,7 +70,7 @@ def filters(kernel: np.ndarray, columns: int = 8) -> np.ndarray:
 def confusion(
     matrix: np.ndarray, names: Sequence[str], dark: bool = False, scale: int = 1
 ) -> np.ndarray:
-    """int [n, n], labels as rows: shares of each row as shades of blue, with the counts inside.
+    """int [n, n], labels as rows: fractions of each row as shades of blue, with the counts inside.
 
     Where there are more than `MAX_NAMED` classes, there is room for neither names nor counts.
     `dark` is for pages of that kind; `scale` is for screens with smaller pixels.

@@ -17,6 +17,14 @@ def test_a_grid_enlarges_and_captions_each_image():
     assert (found[28:54, 92:96] == 255).all()  # the long caption ends before the next cell
 
 
+def test_grey_pictures_and_those_of_four_channels():
+    grey = np.arange(12, dtype=np.uint8).reshape(1, 3, 4, 1)
+    found = pictures.grid(grey, ["cat"])
+    assert found[4:16:4, 4:20:4].tolist() == np.stack([grey[0, ..., 0]] * 3, -1).tolist()
+    four = np.full((1, 3, 4, 4), (1, 2, 3, 0), np.uint8)
+    assert (pictures.grid(four, ["cat"])[4:16, 4:20] == (1, 2, 3)).all()
+
+
 def test_visible_spans_the_usual_values():
     found = pictures.visible(np.array([-9.0, -2.5, 0.0, 2.5, 9.0, np.nan]))
     assert found.tolist() == [0, 0, 127, 255, 255, 127]
@@ -31,13 +39,6 @@ def test_filters_share_one_scale_and_lie_in_their_order():
     assert (found[32:48, 32:48] == 255).all()  # the tenth: second row, second column
     assert (found[:8] == 255).all()  # a line between
     assert pictures.filters(np.full((2, 2, 3, 1), np.nan)).any()
-
-
-def test_filters_are_those_of_the_first_convolution_of_colours_however_deep():
-    colours, grey = np.zeros((5, 5, 3, 8)), np.zeros((5, 5, 1, 8))
-    params = {"a": {"kernel": grey}, "b": {"conv": {"bias": np.zeros(8), "kernel": colours}}}
-    assert pictures.colour_kernel(params) is colours
-    assert pictures.colour_kernel({"a": {"kernel": grey}}) is None
 
 
 def test_confusion_is_darkest_where_all_are():
@@ -59,7 +60,7 @@ def test_many_classes_go_without_words():
     assert pictures.confusion(matrix, [f"class {n}" for n in range(100)]).shape[0] < 800
 
 
-def test_the_colour_kernel_at_any_depth():
+def test_the_kernel_of_colours_at_any_depth():
     kernel = np.ones((2, 2, 3, 8))
     others = {"conv": {"kernel": np.ones((3, 3, 8, 8))}, "norm": {"bias": np.ones(8)}}
     assert pictures.colour_kernel({"group": others, "whiten": {"kernel": kernel}}) is kernel
