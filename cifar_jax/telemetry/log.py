@@ -88,19 +88,7 @@ class Log:
         return steps.Detail.SCALARS if _due(cadence.scalars, number) else steps.Detail.NONE
 
     def next_due(self, number: int) -> float:
-<<<<<<< HEAD
         """The next step after `number` at which a summary is due; infinite where none will be."""
-        steps_on = [(number // every + 1) * every for every in self._cadences()]
-        return min(steps_on, default=math.inf)
-
-    def shortest(self) -> float:
-        """The shortest interval between summaries, in steps; infinite where there are none."""
-        return min(self._cadences(), default=math.inf)
-
-    def _cadences(self) -> list[int]:
-=======
-        """The next step after `number` that is to tell something; infinite where none will."""
->>>>>>> r-entry
         cadence = self._config.summaries
         all_of_them = (cadence.scalars, cadence.images, cadence.histograms)
         steps_on = [(number // every + 1) * every for every in all_of_them if every]
