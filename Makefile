@@ -14,9 +14,9 @@ train: .venv/base.installed
 	@echo
 	@echo "Next, three commands to try:"
 	@echo "  $(BIN)/python main.py --mode=eval --workdir=$(WORKDIR) --once --noema"
-	@echo "      the same checkpoint without the averages of the parameters"
+	@echo "      the same checkpoint by its raw parameters, not their EMA"
 	@echo "  $(BIN)/python main.py --mode=train_and_eval --config=configs/quickstart.py --config.seed=1 --workdir=runs/seed1"
-	@echo "      another seed: how much of the precision is chance"
+	@echo "      another seed: how much of the accuracy is chance"
 	@echo "  $(BIN)/python main.py --config=configs/default.py --workdir=runs/tutorial"
 	@echo "      the tutorial's run on the real CIFAR-10, downloaded at the first start"
 

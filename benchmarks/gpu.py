@@ -194,7 +194,7 @@ def measure(data: Path | None, gpu: dict[str, Any], say: Callable[[str], object]
 
 def main(argv: Sequence[str]) -> int:
     parser = report.parser("gpu", __doc__)
-    parser.add_argument("--data", type=Path, help="where CIFAR-10 lies (config.data.dir)")
+    parser.add_argument("--data", type=Path, help="where CIFAR-10 is (config.data.dir)")
     args = parser.parse_args(argv)
     console = Console()
 

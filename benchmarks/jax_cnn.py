@@ -7,7 +7,6 @@ Variants: "bare" takes standardised images, as the other frameworks do; "program
 """
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +26,6 @@ from cifar_jax.devices import replicas
 from cifar_jax.loop.calls import compile_steps
 from cifar_jax.optim import ema
 
-_DEFAULT = Path(__file__).parent.parent / "configs" / "default.py"
 _NUM_TRAIN, _NUM_STEPS = 50_000, 100_000  # the tutorial's, for the schedule
 
 
@@ -65,7 +63,7 @@ class JaxCNN:
     """A task.Contender."""
 
     def __init__(self, weights: task.Weights, batches: list[task.Batch]):
-        self._config = config = config_lib.read_default(str(_DEFAULT))
+        self._config = config = config_lib.recipe("default")
         steps_per_epoch = _NUM_TRAIN / config.batch_size
         self._model = model = steps.make_model(config, task.NUM_CLASSES)
         self._optimizer = optim.make_optimizer(config.optim, steps_per_epoch, _NUM_STEPS)
@@ -119,7 +117,7 @@ class JaxCNN:
 class ProgramStep:
     """The step of `main.py` on the built-in dataset, in a plain loop around it.
 
-    Which images form a step is settled before the clock starts: what the loop of the program adds
+    Which images form a step is decided before the clock starts: what the loop of the program adds
     to its compiled step is what `whole_program.py` is there to see.
     """
 
@@ -173,7 +171,7 @@ class ProgramStep:
 
 def program_config(**fields: object) -> ConfigDict:
     """The default config on the built-in dataset, with `fields` set."""
-    config = config_lib.read_default(str(_DEFAULT))
+    config = config_lib.recipe("default")
     config.update_from_flattened_dict({"data.name": "synthetic", **fields})
     return config
 

@@ -4,8 +4,8 @@ Used by `python -m benchmarks.compare`, where each contender runs in a process o
 and batches come from a seed, so that no process has to send them to another.
 
 The task is the tutorial's network. A training step is the gradient of the mean cross-entropy plus
-0.004 · ½‖kernel‖² of local3 and local4, SGD at a rate of 0.1, and the average of the parameters,
-average -= (1 - 0.9999)·(average - parameter). An evaluation step gives the class of each image.
+0.004 · ½‖kernel‖² of local3 and local4, SGD at a rate of 0.1, and the EMA of the parameters,
+ema -= (1 - 0.9999)·(ema - parameter). An evaluation step gives the class of each image.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-RATE, WEIGHT_DECAY, AVERAGE_DECAY = 0.1, 0.004, 0.9999
+RATE, WEIGHT_DECAY, EMA_DECAY = 0.1, 0.004, 0.9999
 DECAYED = ("local3", "local4")
 DEPTH_RADIUS, LRN_BIAS, ALPHA, BETA = 4, 1.0, 0.001 / 9, 0.75
 NUM_CLASSES, SIZE, NUM_BATCHES = 10, 24, 4

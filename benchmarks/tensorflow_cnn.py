@@ -18,13 +18,13 @@ class TensorFlowCNN:
     def __init__(self, variant: str, weights: task.Weights, batches: list[task.Batch]):
         self._lrn = {"native": _native_lrn, "fast": _fast_lrn}[variant]
         self._first = weights
-        self._params, self._averages = _variables(weights), _variables(weights)
+        self._params, self._ema = _variables(weights), _variables(weights)
         self._batches = [(tf.constant(b.images), tf.constant(b.labels)) for b in batches]
         self._train_step = tf.function(self._train)
         self._eval_step = tf.function(lambda images: tf.argmax(self._logits(images), -1))
 
     def reset(self) -> None:
-        for variables in (self._params, self._averages):
+        for variables in (self._params, self._ema):
             for layer, arrays in self._first.items():
                 for name, array in arrays.items():
                     variables[layer][name].assign(array)
@@ -67,8 +67,8 @@ class TensorFlowCNN:
         for layer, params in self._params.items():
             for name, param in params.items():
                 new = param.assign_sub(task.RATE * gradients[layer][name])
-                average = self._averages[layer][name]
-                average.assign_sub((1 - task.AVERAGE_DECAY) * (average - new))
+                average = self._ema[layer][name]
+                average.assign_sub((1 - task.EMA_DECAY) * (average - new))
         return loss
 
     def outcome(self) -> task.Outcome:
@@ -86,9 +86,9 @@ class TensorFlowCNN:
             **task.flat_names("updated", _numpy(self._params)),
         }
 
-    def averages(self) -> task.Weights:
-        """The averages of the parameters."""
-        return _numpy(self._averages)
+    def ema(self) -> task.Weights:
+        """The EMA of the parameters."""
+        return _numpy(self._ema)
 
 
 def make(variant: str, batch_size: int) -> TensorFlowCNN:

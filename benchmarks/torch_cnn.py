@@ -52,8 +52,8 @@ class TorchCNN:
             for layer, arrays in weights.items()
         }
         self._leaves = [p for arrays in self._params.values() for p in arrays.values()]
-        self._averages = [p.detach().clone() for p in self._leaves]
-        self._average = get_ema_multi_avg_fn(task.AVERAGE_DECAY)
+        self._ema = [p.detach().clone() for p in self._leaves]
+        self._update_ema = get_ema_multi_avg_fn(task.EMA_DECAY)
         self._optimizer = self._make_optimizer()
         # The transposition of NHWC images is a view: their memory is channels_last already.
         self._batches = [
@@ -75,7 +75,7 @@ class TorchCNN:
             for layer, arrays in self._first.items():
                 for name, array in arrays.items():
                     self._params[layer][name].copy_(_to_torch(array))
-            for average, param in zip(self._averages, self._leaves, strict=True):
+            for average, param in zip(self._ema, self._leaves, strict=True):
                 average.copy_(param)
 
     def train(self, steps: int) -> None:
@@ -103,7 +103,7 @@ class TorchCNN:
         cross_entropy = F.cross_entropy(self._logits(images), labels)
         cross_entropy.backward()
         self._optimizer.step()
-        self._average(self._averages, self._leaves, None)
+        self._update_ema(self._ema, self._leaves, None)
         return cross_entropy.detach()
 
     @torch.inference_mode()
@@ -137,9 +137,9 @@ class TorchCNN:
             **task.flat_names("updated", updated),
         }
 
-    def averages(self) -> task.Weights:
-        """The averages of the parameters, in numpy's layout."""
-        flat = iter(self._averages)
+    def ema(self) -> task.Weights:
+        """The EMA of the parameters, in numpy's layout."""
+        flat = iter(self._ema)
         return {
             layer: _numpy({name: next(flat) for name in arrays})
             for layer, arrays in self._params.items()

@@ -1,6 +1,7 @@
-"""Read and validate a config. Its fields and defaults: `configs/default.py`."""
+"""Read, resolve and validate a config. Its fields and defaults: `configs/default.py`."""
 
 import math
+import os
 import re
 import runpy
 from pathlib import Path
@@ -20,14 +21,34 @@ DTYPES = ("float32", "bfloat16")
 _DATASET_FIELDS = ("data.name", "data.dir", "data.shards", "data.validation")
 
 
-def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str, Any], list[str]]:
+def recipe(name: str | os.PathLike[str]) -> ConfigDict:
+    """The config of a recipe: by its name, as "quickstart" or "fast:5", or by the path of its file.
+
+    Raises UsageError where there is no such recipe.
+    """
+    name, _, argument = os.fspath(name).partition(":")
+    path = _recipe_path(name, "The recipe")
+    if not path.is_file():
+        raise unknown("recipe", name, sorted(each.stem for each in files.RECIPES.glob("*.py")))
+    get_config = runpy.run_path(str(path))["get_config"]
+    return get_config(argument) if argument else get_config()
+
+
+def _recipe_path(name: str, what: str) -> Path:
+    """Where a file of that name is not there, `quickstart` is configs/quickstart.py."""
+    path = files.resolve(name, what)
+    ours = files.RECIPES / f"{name}.py"
+    return ours if ours.is_file() and not path.is_file() else path
+
+
+def from_flags(argv: list[str]) -> tuple[ConfigDict, dict[str, Any], list[str]]:
     """Parses all flags; returns the config of --config, what --config.a.b=c set in it, and the
-    arguments that are no flags.
+    arguments that are not flags.
 
     Raises UsageError for anything that absl or ml_collections cannot make sense of.
     """
     if not any(arg.lstrip("-").partition("=")[0] == "config" for arg in argv[1:]):
-        argv = [argv[0], f"--config={default_file}", *argv[1:]]
+        argv = [argv[0], f"--config={files.RECIPES / 'default.py'}", *argv[1:]]
     argv = [_config_path(arg) for arg in argv]
     try:
         config_flags.DEFINE_config_file("config", help_string="Recipe.", sys_argv=argv)
@@ -37,25 +58,17 @@ def from_flags(argv: list[str], default_file: str) -> tuple[ConfigDict, dict[str
         raise _parse_error(error) from error
     except (ImportError, SyntaxError) as error:
         raise UsageError(f"--config cannot be read: {error}") from error
-    check_fields(config, read_default(default_file))
+    check_fields(config, recipe("default"))
     return config, config_flags.get_override_values(flags.FLAGS["config"]), rest
 
 
 def _config_path(arg: str) -> str:
-    """--config with the whole path: `quickstart` is configs/quickstart.py, `~` a home folder."""
+    """--config with the whole path of the recipe."""
     flag, _, value = arg.partition("=")
     name, colon, argument = value.partition(":")
     if flag.lstrip("-") != "config" or not name:
         return arg
-    path = files.resolve(name, "--config")
-    ours = Path(__file__).parent.parent / "configs" / f"{name}.py"
-    if not path.exists() and ours.is_file():
-        path = ours
-    return f"{flag}={path}{colon}{argument}"
-
-
-def read_default(default_file: str) -> ConfigDict:
-    return runpy.run_path(default_file)["get_config"]()
+    return f"{flag}={_recipe_path(name, '--config')}{colon}{argument}"
 
 
 def _parse_error(error: Exception) -> UsageError:
@@ -91,13 +104,22 @@ def check_fields(config: ConfigDict, default: ConfigDict) -> None:
             )
 
 
-def settle(config: ConfigDict) -> None:
-    """Sets what depends on the machine, the global batch where it is given by the device, and
-    validates."""
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A copy of `config` in which what depends on the machine is set: the global batch, where it is
+    given by the device. Raises UsageError for a field, type, value, name or combination that cannot
+    work."""
+    if not isinstance(config, ConfigDict):
+        raise UsageError(
+            f"The config is of type {type(config).__name__}, expected a ConfigDict, as "
+            "cifar_jax.config.recipe('default') gives one."
+        )
+    config = ConfigDict(config.to_dict())
+    check_fields(config, recipe("default"))
     if config.per_device_batch_size:
         devices = replicas.num_devices(config.num_devices)
         config.batch_size = config.per_device_batch_size * devices
     validate(config)
+    return config
 
 
 def validate(config: ConfigDict) -> None:

@@ -1,4 +1,4 @@
-"""Errors a user can mend. Everything else is a bug and keeps its traceback."""
+"""Errors that a user can fix. Everything else is a bug and keeps its traceback."""
 
 import difflib
 import signal
@@ -13,6 +13,10 @@ class UserError(Exception):
     exit_code = 1
     everywhere = False  # whether every process of a run raises it, at the same step
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class UsageError(UserError):
     """A flag or config field that cannot work; nothing has been written. `main.py` exits 2."""
@@ -21,14 +25,14 @@ class UsageError(UserError):
 
 
 class Diverged(UserError):
-    """The loss or the network is of no use any more; another start would come to the same step."""
+    """Training has diverged, or the network is dead; a restart would fail at the same step."""
 
     exit_code = 3
     everywhere = True
 
 
 class Interrupted(UserError):
-    """A signal, after the state was saved. Of the signal a line has been said already."""
+    """A signal came and the state is saved. A line about the signal itself was printed before."""
 
     everywhere = True
 
@@ -41,15 +45,15 @@ class Interrupted(UserError):
 
 
 def reason(error: BaseException) -> str:
-    """What an exception of a library or of the system says, as one line of at most 300 characters
-    without a full stop."""
+    """The message of an exception, of a library or the system, as one line of at most 300
+    characters without a full stop."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     line = " ".join(str(text).split()).rstrip(".") or type(error).__name__
     return line if len(line) <= 300 else f"{line[:300]}..."
 
 
 def unknown(kind: str, name: object, choices: Iterable[object]) -> UsageError:
-    """The error for a name outside `choices`, with the nearest right one."""
+    """The error for a name outside `choices`, with the closest of them as a hint."""
     names = [str(choice) for choice in choices]
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
@@ -57,8 +61,8 @@ def unknown(kind: str, name: object, choices: Iterable[object]) -> UsageError:
 
 
 def exit_code(program: Callable[[], None], debug: bool = False) -> int:
-    """Runs `program`: 0 at its end; else an error that a user can mend, or Ctrl-C, is a line on
-    stderr and its exit code. With `debug`, the error keeps its traceback."""
+    """Runs `program` and returns 0; after a UserError or Ctrl-C, prints a line to stderr and
+    returns the exit code. With `debug`, a UserError is raised with its traceback instead."""
     try:
         program()
     except UserError as error:
@@ -66,7 +70,7 @@ def exit_code(program: Callable[[], None], debug: bool = False) -> int:
             raise
         print(error, file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt as error:  # `signals.Left` was told of already
+    except KeyboardInterrupt as error:  # `signals.Left` was reported before
         if not hasattr(error, "exit_code"):
             print("Interrupted.", file=sys.stderr)
         return getattr(error, "exit_code", 130)

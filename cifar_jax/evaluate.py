@@ -2,9 +2,10 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from cifar_jax import inputs, models, steps
+from cifar_jax import config as config_lib
+from cifar_jax import files, inputs, models, steps
 from cifar_jax.data import batches, splits
 from cifar_jax.data.dataset import Split
 from cifar_jax.devices import replicas
@@ -34,7 +36,7 @@ class Evaluator:
     def __init__(
         self,
         config: ConfigDict,
-        workdir: Path,
+        workdir: str | os.PathLike[str],
         *,
         ema: bool = True,
         split: str = "test",
@@ -44,6 +46,7 @@ class Evaluator:
     ):
         """With `progress`, a bar while it evaluates, where there is a terminal to itself. Without
         `own_data`, the images are others than those that the run names."""
+        config, workdir = config_lib.resolve(config), files.resolve(workdir, "--workdir")
         self._config, self._ema, self._split, self._progress = config, ema, split, progress
         self._folder = workdir / "checkpoints"
         self.data = splits.load(config.data, split, config.seed)
@@ -116,13 +119,13 @@ class Evaluator:
             accuracy = self.predict(variables, views).accuracy
             scalars[f"accuracy_of_{views}_views{suffix}"] = accuracy
             print(display.precision_line(accuracy, views), flush=True)
-        if self._num_examples == len(self.data):  # a part is no point of the curve
+        if self._num_examples == len(self.data):  # a part is not a point of the curve
             self._write(step, scalars, found)
         return found.accuracy
 
     def _open(self) -> summaries.Writer:
-        """What it measures stands in each record. Images that are not those of the run's earlier
-        evaluations make a curve of their own."""
+        """Opens the writer. Every record says what was measured; evaluations on other images than
+        the run's earlier ones are recorded as another kind, a curve of their own."""
         digest = _digest(self.data)
         dataset = f"{self._config.data.name}-{digest}"
         self._facts = {
@@ -134,7 +137,7 @@ class Evaluator:
         kind = "eval" if self._split == "test" else f"eval_{self._split}"
         try:
             earlier = records.read(self._workdir / records.FILE)
-        except OSError:  # of which the writer tells
+        except OSError:  # the writer will report it
             earlier = []
         known = [r.get("dataset") for r in earlier if r["kind"] == kind]  # None: an old record's
         named = {name for name in known if name is not None}
@@ -177,6 +180,12 @@ class Evaluator:
         if self._writer:
             self._writer.close()
 
+    def __enter__(self) -> "Evaluator":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
 
 def _digest(data: Split) -> str:
     """The first 12 hex digits of the SHA-256 over images and labels."""
@@ -187,20 +196,27 @@ def _digest(data: Split) -> str:
 
 
 def evaluate(
-    config: ConfigDict,
-    workdir: Path,
+    config: ConfigDict | None,
+    workdir: str | os.PathLike[str],
     *,
     once: bool = False,
     ema: bool = True,
     split: str = "test",
     num_examples: int = 0,
-    own_data: bool = True,
-) -> None:
+    overrides: Mapping[str, Any] | None = None,
+) -> dict[int, float]:
     """Evaluates each new checkpoint of `workdir` until training has ended; `once`: the newest.
+    Returns the accuracies (top-1) by step.
 
-    Raises UserError with `once` where there is no checkpoint yet.
+    Where `config` is None, it is the one that the workdir holds, with `overrides` by path, as
+    {"data.dir": "~/other"}. Raises UserError for what a user can fix, as `once` without a
+    checkpoint, and Diverged where training has.
     """
-    folder, report = workdir / "checkpoints", partial(print, flush=True)
+    workdir, overrides = files.resolve(workdir, "--workdir"), dict(overrides or {})
+    if config is None:
+        config = description.load_for_eval(workdir, overrides, wait=not once)
+    else:
+        description.check_same_run(config, workdir)
     evaluator = Evaluator(
         config,
         workdir,
@@ -208,13 +224,15 @@ def evaluate(
         split=split,
         num_examples=num_examples,
         progress=True,
-        own_data=own_data,
+        own_data=not any(map(config_lib.chooses_images, overrides)),
     )
-    with contextlib.closing(evaluator):
+    folder, report = workdir / "checkpoints", partial(print, flush=True)
+    found: dict[int, float] = {}
+    with evaluator:
         if not once and not checkpoint.steps(folder):
             report(f"Waiting for the first checkpoint in {folder}")
         done = -1
-        while True:
+        while not (once and found):
             if once:
                 step = checkpoint.newest(folder, report)
             else:
@@ -224,11 +242,8 @@ def evaluate(
             if step is None:
                 if line := checkpoint.status(folder).diverged:
                     raise Diverged(line)
-                return
-            try:
-                evaluator.evaluate(step)
-            except FileNotFoundError:
-                continue  # removed by retention meanwhile; there is a later one
-            if once:
-                return
-            done = step
+                break
+            with contextlib.suppress(FileNotFoundError):  # by retention; there is a later one
+                found[step] = evaluator.evaluate(step)
+                done = step
+    return found

@@ -1,5 +1,6 @@
-"""Files that others may have touched: paths as a user types them, writes that survive a power cut,
-locks, and JSON that somebody else may have written. Knows nothing of training, and no JAX."""
+"""Files: paths as a user types them, writes that survive a power cut, locks, and untrusted JSON.
+
+Knows nothing of training, and needs no JAX."""
 
 import contextlib
 import errno
@@ -16,17 +17,25 @@ from typing import Any, NoReturn
 from cifar_jax.errors import UsageError
 
 _MAX_BYTES = 1 << 24  # of a JSON file
-_MAX_DIGITS = 20  # of a whole number in it: those of 2**64
-# What file systems without locks answer: Lustre, some NFS, autofs, 9p.
+_MAX_DIGITS = 20  # of an integer in it: those of 2**64
+# The errors of file systems without locks: Lustre, some NFS, autofs, 9p.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO}
 _warned_of: set[str] = set()
+
+
+def _recipes() -> Path:
+    installed = Path(__file__).with_name("configs")  # from a wheel
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+RECIPES = _recipes()  # the folder
 
 
 def resolve(text: str | os.PathLike[str], what: str) -> Path:
     """The absolute path of what a user typed for `what`, a flag or field; `~` is a home folder.
 
     Raises UsageError for an empty one, for a URL, for control characters (a line break would break
-    every message about it), and for the home folder of nobody.
+    every message about it), and for the `~name` of an unknown user.
     """
     text = os.fspath(text)
     if not text.strip():
@@ -48,8 +57,8 @@ def resolve(text: str | os.PathLike[str], what: str) -> Path:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """The file to read from. An OSError names it, also where a read fails after it was opened, as
-    at a bad sector: the system's own does not then."""
+    """Opens a file to read bytes from. An OSError has its path, also where a read fails after the
+    file was opened, as at a bad sector: the system's own error does not then."""
     try:
         with path.open("rb") as file:
             yield file
@@ -62,19 +71,19 @@ def opened(path: Path) -> Iterator[BufferedReader]:
 
 
 def no_links(path: str, flags: int) -> int:
-    """An `opener` for `open`: a link that somebody has put there is not followed (ELOOP)."""
+    """An `opener` for `open` that does not follow a symbolic link (OSError, ELOOP)."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def write(path: Path, content: str | bytes) -> None:
     """Writes the file whole or not at all, and returns when it would survive a power cut.
 
-    Raises OSError; what was there before is untouched then.
+    Raises OSError; the previous content is untouched then.
     """
     part = path.with_name(f"{path.name}.part")
     data = content.encode() if isinstance(content, str) else content
     try:
-        part.unlink(missing_ok=True)  # of a process that was killed, or a link of somebody's
+        part.unlink(missing_ok=True)  # left by a killed process, or a link
         with open(part, "xb", opener=no_links) as file:
             file.write(data)
             file.flush()
@@ -90,7 +99,7 @@ def write(path: Path, content: str | bytes) -> None:
 def sync(path: Path) -> None:
     """Returns when the file, or the names in the folder, would survive a power cut.
 
-    A file system that cannot sync a folder (some network ones) is taken at its word.
+    Raises OSError, but not for a file system that cannot sync folders (some network ones).
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -111,10 +120,10 @@ def sync_tree(folder: Path) -> None:
 
 
 def lock(handle: int, path: Path, *, wait: bool = True) -> None:
-    """Holds the open file or folder against other processes, until it is closed.
+    """Takes an exclusive lock on the open file or folder `handle`, held until it is closed.
 
     Without `wait`, raises BlockingIOError where another process holds it. Where the file system
-    knows no locks it warns once and goes on.
+    does not support locks it warns once, with `path`, and goes on.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -125,8 +134,8 @@ def lock(handle: int, path: Path, *, wait: bool = True) -> None:
             raise
         if not _warned_of:
             print(
-                f"{path}: this file system knows no locks ({error.strerror}). Make sure that one "
-                "run alone writes to that folder.",
+                f"{path}: this file system does not support locks ({error.strerror}). Make sure "
+                "that only one run writes to that folder.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -146,8 +155,8 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says. Raises ValueError for what is none, or no honest one: nested without end,
-    numbers of hundreds of digits, NaN."""
+    """Parses JSON. Raises ValueError where it is invalid, nested without end, or has integers of
+    more than `_MAX_DIGITS` digits or NaN."""
     try:
         return json.loads(text, parse_int=_whole_number, parse_constant=_no_number)
     except RecursionError as error:
@@ -161,7 +170,7 @@ def _whole_number(digits: str) -> int:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def to_json(value: Any) -> str:

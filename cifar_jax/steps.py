@@ -1,7 +1,7 @@
 """What happens to one batch: pure functions of (state, batch), bound to their configuration once.
 
-Every replica works out the gradient of its part of the batch; the update is one computation on the
-mean, wherever its arrays are.
+Every replica computes the gradient of its part of the batch; the update is one computation on their
+mean, however its arrays are sharded.
 """
 
 import enum
@@ -29,19 +29,19 @@ from cifar_jax.optim import ema, paths
 Batch = dict[str, jax.Array]  # "image" uint8 [B, H, W, C]; int32 [B]: "label", "index", "epoch"
 Variables = dict[str, Any]  # "params", and a collection for each kind of state that the model has
 Metrics = dict[str, jax.Array]
-SHOWN = 16  # images of a batch that pictures and histograms show
+SHOWN = 16  # images of a batch in the summaries of images and activations
 TOP = 3  # classes that a prediction names
 _CHUNK = 64  # images
 
 
 class TrainState(struct.PyTreeNode):
-    """All that a run remembers: everything else follows from the config and `step`."""
+    """The state of a run: everything else follows from the config and `step`."""
 
     step: jax.Array  # int32, updates so far
     params: Any
     model_state: Any  # collections by name, as "batch_stats"; {} for a model without
     opt_state: Any
-    ema: Variables  # the moving averages of params and model_state
+    ema: Variables  # the EMA of params and model_state
 
     @property
     def variables(self) -> Variables:
@@ -66,8 +66,8 @@ def split_variables(variables: Variables) -> tuple[Any, Any]:
 
 
 def state_shardings(state: TrainState, mesh: Mesh, shard_optimizer: bool) -> TrainState:
-    """The sharding of each array of the state: a copy on every device; or, of the optimiser's state
-    and of the EMA, a part on each (Rajbhandari et al., ZeRO, 2020: its first stage)."""
+    """The sharding of each array of the state: replicated; with `shard_optimizer` the optimiser's
+    state and the EMA are split over the devices (ZeRO stage 1: Rajbhandari et al., 2020)."""
     whole = jax.tree.map(lambda _: NamedSharding(mesh, P()), state)
     if not shard_optimizer:
         return whole
@@ -76,8 +76,9 @@ def state_shardings(state: TrainState, mesh: Mesh, shard_optimizer: bool) -> Tra
 
 
 def predict(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Array:
-    """float32 logits [B, num_classes]; on CPUs of `_CHUNK` images at a time, so that what one layer
-    puts out is still in the cache for the next."""
+    """float32 logits [B, num_classes] of standardised images [B, H, W, C], in evaluation.
+
+    On CPUs `_CHUNK` images at a time, so that a layer's output is still cached for the next."""
 
     def apply(variables, images):
         return models.forward(model, variables, images, train=False)[0]
@@ -98,8 +99,8 @@ def predict(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Ar
 def image_keys(seed: int, step: jax.Array, count: int) -> jax.Array:
     """A key for each of this replica's `count` images, by its position in the global batch.
 
-    The position, and not the replica, decides, so that the distortions of an image are the same
-    on any number of devices.
+    The position, and not the replica, decides, so that an image is transformed alike on any number
+    of devices.
     """
     key = jax.random.fold_in(jax.random.key(seed), step)
     position = lax.axis_index(AXIS) * count + jnp.arange(count)
@@ -111,7 +112,7 @@ class Detail(enum.IntEnum):
 
     NONE = 0
     SCALARS = 1  # norms of gradients, parameters and updates
-    TENSORS = 2  # also what pictures and histograms show
+    TENSORS = 2  # also what images and histograms show
 
 
 def train_step(
@@ -127,14 +128,14 @@ def train_step(
     mesh: Mesh,
     detail: Detail = Detail.NONE,
 ) -> tuple[TrainState, Metrics, dict[str, Any]]:
-    """One update by a global batch; its metrics, of the batch and the parameters before it; and
-    auxiliary outputs.
+    """One update on a global batch: the new state, the metrics (those of the parameters before the
+    update, on this batch), and auxiliary outputs.
 
-    Where the `batch` has no images and labels, the `dataset` has all of the split on each device.
-    The update is the same at any `detail`. The auxiliary outputs are {} for NONE; "scalars" by name
-    for SCALARS; for TENSORS also "gradients" and "params" as the parameters are, and of `SHOWN`
-    images of the batch the "images" as the network saw them, their "labels", and "activations" by
-    layer.
+    Where the `batch` has no images and labels, they are taken by its "index" from `dataset`, the
+    whole split on each device. The update is the same at any `detail`. The auxiliary outputs are
+    {} for NONE; "scalars" by name for SCALARS; for TENSORS also "gradients" and "params", trees
+    like the parameters, and for the first `SHOWN` images of the batch the "images" as the network
+    saw them, their "labels", and "activations" by layer.
     """
     gradient = partial(mean_gradient, config=config, model=model, inputs=inputs, detail=detail)
     gradients, model_state, metrics, aux = replicas.on_replicas(gradient, mesh, sharded={3: 0})(
@@ -172,11 +173,11 @@ def mean_gradient(
     inputs: Inputs,
     detail: Detail,
 ) -> tuple[Any, Any, Metrics, dict[str, Any]]:
-    """Over all replicas, the means of the gradient and of the metrics, and the model's new state;
-    and, for TENSORS, what can be shown of the first one's part, with the sparsity of all as
-    "scalars".
+    """(gradient, model's new state, metrics, auxiliary outputs): the gradient and the metrics are
+    means over all replicas; the auxiliary outputs, for TENSORS, those of the first replica's part,
+    and "scalars" with the sparsity over all.
 
-    Run on each replica, with its part of the batch.
+    Runs on each replica, with its part of the batch.
     """
     batch = batch | {name: array[batch["index"]] for name, array in dataset.items()}
     keys = image_keys(config.seed, step, len(batch["label"]))
@@ -206,7 +207,7 @@ def gradient(
     inputs: Inputs,
     detail: Detail,
 ) -> tuple[tuple[Any, Metrics], Any, dict[str, Any]]:
-    """((the gradient, metrics), the model's new state, what can be shown), of one microbatch."""
+    """((gradient, metrics), the model's new state, auxiliary outputs) of one microbatch."""
     images, targets = inputs.train(batch["key"], batch)
 
     def loss_fn(params):
@@ -231,8 +232,8 @@ def gradient(
 
 
 def losses(logits: jax.Array, targets: Targets, smoothing: float) -> tuple[jax.Array, jax.Array]:
-    """The cross-entropy [B], and what is minimised: that with labels of 1 - `smoothing`, the rest
-    of which is spread over all classes."""
+    """(cross-entropy, loss to minimise), float32 [B] each. The loss is the cross-entropy with
+    smoothed labels: 1 - `smoothing` on the targets, the rest spread evenly over all classes."""
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, targets.label)
     if targets.weight is not None:
         other = optax.softmax_cross_entropy_with_integer_labels(logits, targets.other_label)
@@ -245,12 +246,13 @@ def losses(logits: jax.Array, targets: Targets, smoothing: float) -> tuple[jax.A
 
 def over_microbatches(function: Callable, batch: Batch, count: int) -> tuple[Any, Any, Any]:
     """`function(batch)`, which gives means, the model's state and auxiliary outputs, on `count`
-    microbatches.
+    microbatches of equal size.
 
     One after the other, each in the memory of the one before: the mean of the means, and the
-    auxiliary outputs of the first. The new state is the mean, too: each starts from the state
-    before the step, so that running averages move once a step, towards the mean of the
-    microbatches' statistics.
+    auxiliary outputs of the first. The new state is the mean, too: each microbatch starts from the
+    state before the step, so that running averages move once a step, towards the mean of the
+    microbatches' statistics. As every replica divides its own part, which images share a
+    microbatch, and so its batch statistics, depends on the number of devices.
     """
     if count == 1:
         return function(batch)
@@ -278,8 +280,8 @@ def _by_layer(tree: Any) -> dict[str, list[jax.Array]]:
 
 
 def without_gradient(gradients: Any) -> jax.Array:
-    """bool [layers], in the order of `layer_names`: no gradient reaches the layer's vectors, its
-    bias above all, and so its activations, or all those of a later layer, are 0."""
+    """bool [layers], in the order of `layer_names`: whether no gradient reaches the layer's
+    vectors, above all its bias, as its activations, or all those of a later layer, are 0."""
 
     def is_zero(leaves: list[jax.Array]) -> jax.Array:
         vectors = [leaf for leaf in leaves if leaf.ndim == 1] or leaves
@@ -289,7 +291,8 @@ def without_gradient(gradients: Any) -> jax.Array:
 
 
 def norms(gradients: Any, params: Any, updates: Any) -> Metrics:
-    """The Euclidean norms of all and of each layer, and update / parameters."""
+    """Euclidean norms of gradients and parameters, and update / parameter norms: of all parameters,
+    and of each layer."""
     by_layer = [_by_layer(tree) for tree in (gradients, params, updates)]
     result: Metrics = {}
     for suffix, *trees in (
@@ -306,7 +309,7 @@ def norms(gradients: Any, params: Any, updates: Any) -> Metrics:
 
 
 def zeros(activations: jax.Array) -> jax.Array:
-    """The share of zeros, over all replicas: the tutorial's sparsity."""
+    """The fraction of zeros, over all replicas: the tutorial's sparsity."""
     return lax.pmean((activations == 0).mean(), AXIS)
 
 
@@ -320,9 +323,10 @@ def of_first_replica(tree: Any) -> Any:
 def predict_step(
     variables: Variables, batch: Batch, *, model: nn.Module, inputs: Inputs, views: int = 1
 ) -> Metrics:
-    """What the model says of each image: "classes" and "probabilities" [B, 3], "cross_entropy" [B].
+    """Predictions of each image: "classes" int32 and "probabilities" float32 [B, `TOP`], and
+    "cross_entropy" float32 [B].
 
-    The most probable first, and fewer than three where there are fewer classes. The probabilities
+    The most probable class first; fewer than `TOP` where there are fewer classes. The probabilities
     are the weighted mean of those of `views` (`Inputs.evaluate`).
     """
     looks = inputs.evaluate(batch["image"], views)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import zlib
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
+from cifar_jax import files, models, optim, steps
 from cifar_jax import inputs as inputs_lib
-from cifar_jax import models, optim, steps
 from cifar_jax.data import feeds, splits
 from cifar_jax.data.dataset import Description, Images, Split
 from cifar_jax.devices import replicas
@@ -34,7 +35,7 @@ _FIT_IMAGES = 5_000  # by which a model may initialise parameters
 
 
 class Training(NamedTuple):
-    """A run, before anything is written: what its config and its data make of each other."""
+    """A run ready to start: what its config and its data determine. Nothing is written yet."""
 
     config: ConfigDict
     data: Images
@@ -52,27 +53,45 @@ class Training(NamedTuple):
         return replicas.describe(self.mesh, self.config.num_devices)
 
     def loss_bound(self) -> float:
-        """The mean loss above which training has diverged: some times that of a network that knows
-        nothing yet, with its weight decay; the same in every start."""
+        """The mean loss above which training has diverged: config.divergence.factor times that of
+        uniform predictions with the initial L2 penalty; the same in every start."""
         l2 = float(optim.l2_penalty(self.state.params, self.config.optim))
         return self.config.divergence.factor * (math.log(len(self.data.class_names)) + l2)
 
 
+class Result(NamedTuple):
+    """What a run comes to."""
+
+    state: steps.TrainState
+    checkpoint: Path  # the last one, which holds it
+
+
 def train(
     config: ConfigDict,
-    workdir: Path,
+    workdir: str | os.PathLike[str],
     after_checkpoint: AfterCheckpoint | None = None,
     *,
     from_step: int | None = None,
     restart: bool = False,
-) -> steps.TrainState:
+) -> Result:
     """Trains to the end of the run in `workdir`, from its last whole checkpoint if there is one, or
     from that of `from_step`; with `restart` from the beginning, whatever there is.
 
+    `config` is resolved and validated before anything is written, and itself stays as it is.
     `after_checkpoint` is called with the step of each checkpoint once it is complete; what it
     returns, if anything, is shown as the last precision @ 1. Raises UserError for what a user can
-    fix, Diverged where training is of no use any more, and Interrupted after a signal.
+    fix, Diverged where training is of no use any more, and Interrupted, with all steps saved, after
+    a signal (in a notebook: the stop button), for the same call to go on from there.
     """
+    if restart and from_step is not None:
+        raise UsageError("--restart begins at step 0, --from_step elsewhere: choose one of them.")
+    workdir = files.resolve(workdir, "--workdir")
+    config = config_lib.resolve(config)
+    if config.cluster and not jax.distributed.is_initialized():
+        raise UsageError(
+            f"config.cluster = {config.cluster!r}, but only main.py joins the processes of a run. "
+            "Start that, or leave it out."
+        )
     changes = description.check_same_run(config, workdir)
     run = prepare(config, description.load_dataset(workdir))
 
@@ -86,7 +105,7 @@ def train(
             print(f"Training has already ended at step {first}.")
             saver.finish(first)
             saver.tell()
-            return state
+            return Result(state, saver.folder / str(first))
         if from_step is not None or restart:
             _forget_evaluations(workdir, first)
         progress = display.Display(run.num_steps, first, len(run.data) / config.batch_size)
@@ -104,7 +123,7 @@ def train(
                 saver.give_up(error)
                 raise
         saver.finish(int(state.step))
-    return state
+        return Result(state, saver.folder / str(int(state.step)))
 
 
 def prepare(config: ConfigDict, known: Description | None = None) -> Training:
@@ -137,7 +156,7 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
 
 
 def _forget_evaluations(workdir: Path, step: int) -> None:
-    """What was measured of checkpoints that the run has turned its back on."""
+    """Removes the records of evaluations of later checkpoints, which the run no longer has."""
     if jax.process_index():
         return
     try:
@@ -164,8 +183,8 @@ def _check_same(data: Images) -> None:
 def make_feed(
     config: ConfigDict, data: Images, mesh: Mesh
 ) -> tuple[feeds.Feed, dict[str, jax.Array]]:
-    """What gives the batches of the steps, and the "image" and "label" of the whole split where
-    they are kept on the devices, else {}."""
+    """The feed of the steps, and the on-device dataset: "image" and "label" of the whole split, or
+    {} where the images are kept elsewhere."""
     needed = math.ceil(len(data) * math.prod(data.shape) / 2**20)
     free = feeds.free_mib(mesh.local_devices)
     if config.data.shards:  # which would be read into the host's memory first
@@ -225,7 +244,8 @@ def _loop(run: Training, state: steps.TrainState, log: Log, saver: Saver) -> ste
             try:
                 state, metrics, aux = call(state, number, count, request)
             except NotCompiled:
-                save(number, state)
+                if saver.newest != number:
+                    save(number, state)
                 saver.wait()
                 raise Interrupted(stop.signal or 0, number, saver.folder) from None
             log.note(number, metrics, aux)

@@ -15,20 +15,23 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.batch_size = 128  # global: split evenly over the devices
     config.per_device_batch_size = 0  # where set, batch_size is this times the devices
-    config.accumulate = 1  # parts of a batch, one after the other, where memory is short
+    # Microbatches of a step, one after the other, where memory is short. Batch normalisation takes
+    # its statistics over all replicas, but of each microbatch alone; the running averages move once
+    # a step, towards the mean over the microbatches.
+    config.accumulate = 1
     config.num_epochs = 256.0  # 100,000 steps of 128 on 50,000 images
     config.num_steps = 0  # where set, it decides and num_epochs is not looked at
     config.num_devices = 0  # 0: all there are; more than there are: those there are
     config.cluster = ""  # 'auto': one of several processes, as Slurm, Kubernetes or Open MPI say
     config.join_seconds = 120.0  # for which the processes wait for each other at the start
     config.heartbeat_seconds = 30.0  # without a sign of life after which one is taken for lost
-    config.shard_optimizer = False  # True: its state and the averages split over the devices
+    config.shard_optimizer = False  # True: its state and the EMA are sharded over the devices
     config.dtype = "float32"  # of the computation, or 'bfloat16'. Parameters stay float32
     config.steps_per_call = 0  # in one program; 0: 1 on CPUs, up to 100 between summaries elsewhere
     config.log_every_steps = 10
 
     config.model = ml_collections.ConfigDict()
-    config.model.name = "cnn"
+    config.model.name = "cnn"  # the tutorial's; 'resnet18' or 'airbench'
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "cifar10"  # 'cifar10', 'cifar100', 'synthetic', 'tfds' or 'npz'
@@ -58,15 +61,15 @@ def get_config() -> ml_collections.ConfigDict:
     # ("random_crop", ("brightness", "contrast"), …), are applied in an order drawn for each image.
     inputs.transforms = ("random_crop", "flip", "brightness", "contrast", "standardize")
     inputs.random_crop = ml_collections.ConfigDict()  # evaluation: the central crop
-    inputs.random_crop.padding = 0  # pixels added on each side of the picture first
+    inputs.random_crop.padding = 0  # pixels added on each side of the image first
     inputs.random_crop.fill = "zero"  # or 'reflect': what they hold
-    inputs.random_crop.max_shift = 0  # pixels that it may lie off the centre; 0: as far as there is
-    inputs.random_resized_crop = resized = ml_collections.ConfigDict()  # for larger pictures
-    resized.area_lower = 0.08  # share of the picture's area: uniform
+    inputs.random_crop.max_shift = 0  # pixels that it may be off the centre; 0: no limit
+    inputs.random_resized_crop = resized = ml_collections.ConfigDict()  # for larger images
+    resized.area_lower = 0.08  # fraction of the image's area: uniform
     resized.area_upper = 1.0
     resized.ratio_lower = 0.75  # width / height: its logarithm uniform
     resized.ratio_upper = 4 / 3
-    resized.central = 0.875  # evaluation: the central crop's share of the side that limits it
+    resized.central = 0.875  # evaluation: the central crop's fraction of the limiting side
     inputs.flip = ml_collections.ConfigDict()
     inputs.flip.alternating = False  # True: a coin for each image, and all flipped in odd epochs
     inputs.brightness = ml_collections.ConfigDict()
@@ -102,12 +105,12 @@ def get_config() -> ml_collections.ConfigDict:
     optim.weight_decay = 0.004  # L2 on the parameters of decay_params
     optim.decay_params = ("local3/kernel", "local4/kernel")  # paths; * is any text: '*/kernel'
     optim.decoupled_decay = False  # True: beside the gradient, not in it, and times the rate alone
-    # Parameters to be moved in another way, as {'params': '*/bias', 'name': 'frozen'}; the first
-    # group that matches has them. A group may set name, learning_rate, momentum, nesterov, betas,
-    # weight_decay, decoupled_decay, epochs (after which its rate has come to its end), and for muon
-    # muon_steps (5) and fixed_norm (False).
+    # Parameters to be updated otherwise, as {'params': '*/bias', 'name': 'frozen'}; of the groups
+    # that match a parameter the first has it. A group may set name, learning_rate, momentum,
+    # nesterov, betas, weight_decay, decoupled_decay, epochs (at whose end its own schedule ends),
+    # and for muon muon_steps (5) and fixed_norm (False).
     optim.groups = ()
-    optim.ema_decay = 0.9999  # of parameters and model state, the last decay that it reaches
+    optim.ema_decay = 0.9999  # of the EMA of parameters and model state, once its warm-up is over
 
     config.summaries = summaries = ml_collections.ConfigDict()
     summaries.scalars = 10  # steps from one to the next, as of the others; 0: none
@@ -125,7 +128,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.divergence = ml_collections.ConfigDict()
     config.divergence.action = "stop"  # or 'continue'; a good checkpoint is kept in any case
-    config.divergence.factor = 10.0  # of the first loss, above which the average one has diverged
+    config.divergence.factor = 10.0  # times a new network's loss: diverged, if on average above
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 512  # has no influence on the result

@@ -9,11 +9,11 @@ the precision reached.
 
 import ml_collections
 
-from configs import default
+from cifar_jax.config import recipe
 
 
 def get_config(epochs: str = "20") -> ml_collections.ConfigDict:
-    config = default.get_config()
+    config = recipe("default")
     config.num_epochs = float(epochs)
     config.batch_size = 256
     config.checkpoint.every_steps = 500

@@ -8,11 +8,11 @@ the pixels stays at 0.37.
 
 import ml_collections
 
-from configs import default
+from cifar_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = default.get_config()
+    config = recipe("default")
     config.data.name = "synthetic"
     config.num_epochs = 5.0
     config.optim.learning_rate = 0.02

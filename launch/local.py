@@ -104,7 +104,7 @@ class _Job:
             process.send_signal(number)  # does nothing to one that has ended
 
     def _failure(self) -> int:
-        """The exit code of a process that has failed, of which this tells; 0 if none has."""
+        """The exit code of a process that has failed, which is reported; 0 if none has."""
         for index, process in enumerate(self._processes):
             code = process.poll() or 0
             if self._signals and code:

@@ -63,7 +63,7 @@ def data_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def default():
-    return config_lib.read_default(str(ROOT / "configs" / "default.py"))
+    return config_lib.recipe("default")
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_locks_hold_and_their_absence_is_said_once(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(files, "_warned_of", set())
     for _ in range(2):
         files.lock(0, path)
-    assert capsys.readouterr().err.count("knows no locks") == 1
+    assert capsys.readouterr().err.count("does not support locks") == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from cifar_jax import inputs, models, optim, steps
 from cifar_jax.devices import replicas
 from cifar_jax.inputs import standardize
 from cifar_jax.models.batch_norm import BatchNorm
-from tests.conftest import ROOT, random_images
+from tests.conftest import random_images
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_half_precision_trains_float32_parameters(config, compiled_step, batch):
 
 
 def test_the_fast_recipe_trains(config, compiled_step, batch):
-    recipe = config_lib.read_default(str(ROOT / "configs" / "fast.py"))
+    recipe = config_lib.recipe("fast")
     recipe.data.dir, recipe.batch_size = config.data.dir, 16
     state, step = compiled_step(recipe)
     losses = []

@@ -1,4 +1,4 @@
-"""What a dataset is: images with labels, and the description that a workdir keeps of them."""
+"""Datasets: images with labels, and the description of them that a workdir keeps."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ _CHUNK_IMAGES = 2_000  # measured at once; below 2**16, which keeps their sums w
 
 
 class Images(Protocol):
-    """A split, wherever its images lie: a `Split` in memory, `shards.Shards`, a `splits.Part`."""
+    """A split, wherever it is stored: a `Split` in memory, `shards.Shards`, a `splits.Part`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -34,7 +34,7 @@ class Images(Protocol):
 
 
 class Examples(Protocol):
-    """A split that is gone through once, from its first image to its last."""
+    """A split that is iterated over once, from its first image to its last."""
 
     def __len__(self) -> int: ...
 
@@ -77,7 +77,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """A dataset without its images: what evaluation, prediction and report need to know of it."""
+    """A dataset without its images: what evaluation and report need to know of it."""
 
     name: str
     class_names: tuple[str, ...]
@@ -95,19 +95,19 @@ class Description:
         return cls(name, tuple(train.class_names), shape, dict(sizes), mean, std)
 
     def to_json(self) -> dict[str, Any]:
-        """Of types that JSON knows; `from_json` gives back the same, to the last bit."""
+        """As types that JSON has; `from_json` gives back the same, to the last bit."""
         fields = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
     @classmethod
     def from_json(cls, found: Any) -> "Description":
-        """Of what JSON said, which anybody may have written. Raises ValueError for anything odd."""
+        """From untrusted JSON. Raises ValueError for anything unexpected."""
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(found, dict) or found.keys() != names:
-            raise ValueError(f"it is no object of {', '.join(sorted(names))}")
+            raise ValueError(f"it is not an object of {', '.join(sorted(names))}")
         height, width, channels = _items(found["image_shape"], "image_shape", 3)
         if channels not in CHANNELS:
-            raise ValueError(f"{str(channels)[:40]} is no number of channels")
+            raise ValueError(f"{str(channels)[:40]} is not a number of channels")
         if not isinstance(found["sizes"], dict) or "train" not in found["sizes"]:
             raise ValueError("sizes has no number of training images")
         moments = (
@@ -159,32 +159,33 @@ def _chunks(images: Images) -> Iterator[np.ndarray]:
         yield images.read(np.arange(start, min(start + _CHUNK_IMAGES, len(images))))[0]
 
 
-# -- JSON that anybody may have written ----------------------------------------------------------
+# -- untrusted JSON ------------------------------------------------------------------------------
 
 
 def whole_number(value: Any, least: int, most: int) -> int:
-    """`value`; raises ValueError where it is none from `least` to `most`."""
+    """`value`; raises ValueError where it is not an integer from `least` to `most`."""
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{str(value)[:40]} is no number from {least} to {most}")
+        raise ValueError(f"{str(value)[:40]} is not a number from {least} to {most}")
     return value
 
 
 def text(value: Any) -> str:
+    """`value`; raises ValueError where it is not a string."""
     if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:40]} is no name")
+        raise ValueError(f"{str(value)[:40]} is not a name")
     return value
 
 
 def _level(value: Any) -> float:
     if type(value) not in (int, float) or not 0 <= value <= 255:
-        raise ValueError(f"{str(value)[:40]} is no level from 0 to 255")
+        raise ValueError(f"{str(value)[:40]} is not a level from 0 to 255")
     return float(value)
 
 
 def _items(value: Any, name: str, count: int | None = None) -> list[Any]:
     """A list of `count`, or of one at least."""
     if not isinstance(value, list) or not 0 < len(value) <= _MAX_CLASSES:
-        raise ValueError(f"{name} is no list of some")
+        raise ValueError(f"{name} is not a list with entries")
     if count is not None and len(value) != count:
         raise ValueError(f"{name} has {len(value)} entries and not {count}")
     return value

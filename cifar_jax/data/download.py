@@ -1,6 +1,6 @@
 """Fetches an archive with progress, verifies it, and unpacks it safely.
 
-What a user may break off at any moment (Ctrl-C, a lost connection, a killed job) is safe here: the
+Interruptions at any moment (Ctrl-C, a lost connection, a killed job) are safe: the
 final folder appears by one rename, so it is either complete or absent, and a partial download is
 resumed by the next start.
 """
@@ -39,8 +39,8 @@ CHUNK_BYTES = 1 << 18
 MAX_BYTES = 1 << 30  # of an archive whose size is not known
 _UNPACKED = 8  # times the archive, at most: a tar bomb is refused
 _MEMBERS = 10_000
-# What names that contradict each other end in, and tarfile's own errors, which have no number.
-_OF_THE_ARCHIVE = {None, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+# Errors of names that contradict each other, and tarfile's own errors, which have no number.
+_ARCHIVE_ERRNOS = {None, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 Report = Callable[[int, int | None], None]  # bytes done, bytes in total where known
 
@@ -250,8 +250,9 @@ def _progress(archive: Archive, data_dir: Path) -> Iterator[Report]:
     yield report
 
 
-def _honest(tar: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
-    """The members of an archive of `size` bytes, as long as they are those of a dataset."""
+def _checked_members(tar: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive of `size` bytes. Raises TarError at a link, and where they are far
+    more or larger than a dataset's."""
     total = 0
     for number, member in enumerate(tar):
         total += member.size
@@ -273,10 +274,10 @@ def _unpack(file: Path, folder: Path) -> None:
         try:
             with tarfile.open(file) as tar:
                 # "data" refuses members that would land outside, and devices.
-                members = _honest(tar, file.stat().st_size)
+                members = _checked_members(tar, file.stat().st_size)
                 tar.extractall(temporary, members=members, filter="data")
         except (tarfile.TarError, EOFError, zlib.error, ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _OF_THE_ARCHIVE:
+            if isinstance(error, OSError) and error.errno not in _ARCHIVE_ERRNOS:
                 raise  # the disk's, and not the archive's
             raise UserError(
                 f"Cannot unpack {file}: {reason(error)}. Expected a tar archive with "

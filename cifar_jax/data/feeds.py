@@ -1,4 +1,4 @@
-"""The inputs of the coming steps: what each receives from the host, by where the images are.
+"""Feeds: what each step receives from the host, by where the images are stored.
 
 `device`: the images are on the device, and the inputs are their indices. `host`: they are in the
 host's memory. `stream`: they are in shards on disk. All three take them by `batches.train_indices`,
@@ -45,14 +45,14 @@ class Feed(Protocol):
 
     @property
     def occupancy(self) -> float:
-        """Of the prefetch: the fraction of the prefetched calls that are ready, 0 to 1."""
+        """The prefetch occupancy: the fraction of the prefetched calls that are ready, 0 to 1."""
 
     def close(self) -> None:
-        """Ends what runs beside the steps."""
+        """Stops the threads that prefetch."""
 
 
 def choose(placement: str, needed: float, free: float, otherwise: str = "host") -> str:
-    """Settles 'auto': 'device' where the images fit with half as much again, else `otherwise`.
+    """Resolves 'auto': 'device' where the images fit with half as much again, else `otherwise`.
 
     `needed` and `free` are of one unit.
     """
@@ -71,7 +71,8 @@ def free_mib(devices: Sequence[jax.Device]) -> int:
 
 
 def free_mib_of_host() -> int:
-    try:  # What is free and what files were read into, which is as good.
+    """MiB of memory that the host has available, the file cache included."""
+    try:  # Free memory and the file cache, which is as good.
         lines = Path("/proc/meminfo").read_text().splitlines()
         (available,) = (line for line in lines if line.startswith("MemAvailable:"))
         return int(available.split()[1]) // 1024
@@ -127,8 +128,8 @@ class HostFeed:
 
     A pool of threads reads the inputs of the next calls and sends them to the devices, while these
     compute. The next calls are taken to go on where the last one ended, with as many steps; where
-    one does not, it is read when it is asked for. What a thread fails with, `get` raises. The feed
-    itself is for one thread.
+    one does not, it is read when it is asked for. `get` raises what a thread failed with. The
+    feed itself is for one thread.
     """
 
     def __init__(

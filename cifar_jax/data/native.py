@@ -49,7 +49,7 @@ def _records(path: Path, length: int) -> np.ndarray:
     if not data.size or data.size % length:
         raise UserError(
             f"{path} has {data.size:,} bytes, expected a multiple of {length:,}. It is truncated "
-            "or no such file: replace it by the publisher's."
+            "or not such a file: replace it by the publisher's."
         )
     return data.reshape(-1, length)
 

@@ -25,7 +25,6 @@ from cifar_jax.errors import UsageError, unknown
 from cifar_jax.loop import signals
 from cifar_jax.telemetry import streams
 
-_DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "default.py"
 _FLAGS = {"name": "--source", "dir": "--data-dir"}  # others have the names of their fields
 
 
@@ -97,7 +96,7 @@ def _parse(argv: Sequence[str]) -> tuple[ConfigDict, Path, int]:
 def _source_fields() -> dict[str, Any]:
     """What the sources read of config.data by its path there, with the defaults: the name, the
     folder, and the fields of single sources."""
-    data = runpy.run_path(str(_DEFAULT_CONFIG))["get_config"]().data.to_dict()
+    data = runpy.run_path(str(files.RECIPES / "default.py"))["get_config"]().data.to_dict()
     flat = traverse_util.flatten_dict(data, sep=".")
     return {path: value for path, value in flat.items() if path in _FLAGS or "." in path}
 

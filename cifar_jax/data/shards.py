@@ -30,10 +30,10 @@ MANIFEST = "shards.json"
 _SUFFIX = ".array_record"
 _MAX_BYTES = 1 << 50  # of a file
 _LABEL_BYTES = 4
-_OF_A_FILE = ("images", "bytes", "ends")  # ends: see `_ends`
+_FILE_FIELDS = ("images", "bytes", "ends")  # ends: see `_ends`
 _REPORT_EVERY = 1_000  # images
-_LOAD_IMAGES = 10_000  # at once: records and their images lie in memory side by side
-# A record by itself, as no read wants its neighbours; pictures hardly shrink.
+_LOAD_IMAGES = 10_000  # at once: records and their images are in memory together
+# A record by itself, as no read wants its neighbours; images hardly compress.
 _WRITE = "group_size:1,uncompressed"
 # Without reading ahead, which random access would throw away.
 _READ, _BUFFER_BYTES = "readahead_buffer_size:0", 1 << 15
@@ -67,7 +67,7 @@ class Shards:
 
         Raises IndexError outside of the split, UserError for a damaged or vanished file.
         """
-        order = np.argsort(indices)  # what lies in one file comes together, and forwards
+        order = np.argsort(indices)  # records of one file together, and in their order
         ordered = indices[order]
         if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < len(self):
             raise IndexError(f"images {ordered[0]} to {ordered[-1]} of {len(self)}")
@@ -144,9 +144,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             raise _damaged(path, f"it is of format {found!r}", f"format {FORMAT}")
         height, width, channels = (whole_number(n, 1, MAX_SIDE) for n in manifest["shape"])
         if channels not in CHANNELS:
-            raise ValueError(f"{channels} is no number of channels")
+            raise ValueError(f"{channels} is not a number of channels")
         described = {
-            _plain(name): {key: whole_number(file[key], 0, _MAX_BYTES) for key in _OF_A_FILE}
+            _plain(name): {key: whole_number(file[key], 0, _MAX_BYTES) for key in _FILE_FIELDS}
             for name, file in manifest["files"].items()
         }
         names = tuple(map(text, manifest["class_names"]))
@@ -155,7 +155,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {reason(error)}. Make it readable.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"it is no description of shards ({reason(error)})"
+        problem = f"it is not a description of shards ({reason(error)})"
         raise _damaged(path, problem, "what prepare wrote") from error
     return {"shape": (height, width, channels), "class_names": names, "files": described}
 
@@ -163,7 +163,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _plain(name: str) -> str:
     """A file's name that does not lead out of its folder."""
     if Path(name).name != name or name == "..":
-        raise ValueError(f"{name[:40]} is no file of this folder")
+        raise ValueError(f"{name[:40]} is not a file of this folder")
     return name
 
 
@@ -287,7 +287,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raises UserError for what is no folder, or holds other files than this module writes."""
+    """Raises UserError for what is not a folder, or holds other files than this module writes."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, expected a new folder. Choose another one.")
     for path in folder.rglob("*"):

@@ -16,12 +16,12 @@ from cifar_jax.data.dataset import Description, Images, Split
 from cifar_jax.errors import UsageError, unknown
 
 NAMES = ("train", "validation", "test")
-_DRAW = np.array(2**64 - 1, np.uint64)  # the permutation that settles it: no epoch's
+_DRAW = np.array(2**64 - 1, np.uint64)  # keys the permutation that draws them, as no epoch does
 _LOAD_IMAGES = 10_000  # at once
 
 
 class Part:
-    """Some images of a split, which are read where they lie."""
+    """Some images of a split, read from wherever that is stored."""
 
     def __init__(self, of: Images, indices: np.ndarray):
         """`indices` [n] are places in `of`, each below its number of images."""
@@ -74,8 +74,8 @@ def load(config: ConfigDict, split: str, seed: int) -> Split:
 def describe(config: ConfigDict, train: Images, known: Description | None = None) -> Description:
     """Of the dataset of `config` (config.data), of which `train` was opened.
 
-    What a run has `known` of it since its first start is not measured again. Raises UsageError
-    where that is of another dataset.
+    `known` is the description since the run's first start, which is not measured again. Raises
+    UsageError where it is of another dataset.
     """
     name, sizes = sources.find(config).title(config), {"train": len(train)}
     if isinstance(train, Part):
@@ -97,7 +97,7 @@ def describe(config: ConfigDict, train: Images, known: Description | None = None
 
 
 def shards_dir(config: ConfigDict) -> Path:
-    """Absolute. Raises UsageError where `config.shards` is no path."""
+    """Absolute. Raises UsageError where `config.shards` is not a path."""
     return files.resolve(config.shards, "config.data.shards")
 
 

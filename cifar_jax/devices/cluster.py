@@ -1,7 +1,7 @@
-"""Several processes as one run: how they meet, and how they part.
+"""Several processes as one run: how it starts, and how it ends.
 
 Start, time-outs and collectives are those of jax.distributed. When a process is lost, a collective
-fails in the others, which say so in a line; where none fails, because the lost one only hangs or
+fails in the others, which print a line; where none fails, because the lost one only hangs or
 was the first, jax.distributed ends them after `heartbeat_seconds`, with a stack trace of its own.
 """
 
@@ -37,8 +37,9 @@ _log = logging.getLogger(__name__)
 def joined(
     config: ConfigDict, coordinator: str, num_processes: int, process_id: int
 ) -> Iterator[None]:
-    """Within it, this process is one of those of the run, if `config.cluster` or `coordinator` say
-    so; what is '' or negative is left to JAX's detection of Slurm, Kubernetes or Open MPI.
+    """A context in which this process is one of several of the run, if `config.cluster` or
+    `coordinator` ask for it; what is '' or negative is left to JAX's detection of Slurm,
+    Kubernetes or Open MPI.
 
     What is raised within ends the process here and now, for the others wait in a collective and it
     would wait for them: a UserError keeps its line and exit code. What every process raises at the
@@ -74,7 +75,7 @@ def _join(config: ConfigDict, coordinator: str, num_processes: int, process_id: 
             )
         if process_id == 0:
             _check_port(coordinator, int(port))
-    # It would take SIGTERM away from the training loop, which has its own way to agree.
+    # It would take SIGTERM from the training loop, where the processes agree on it by themselves.
     jax.config.update("jax_enable_preemption_service", False)
     late = threading.Timer(config.join_seconds, _end_late, (config, coordinator, process_id))
     late.daemon = True
@@ -98,7 +99,7 @@ def _join(config: ConfigDict, coordinator: str, num_processes: int, process_id: 
         ) from error
     finally:
         late.cancel()
-    if jax.process_index():  # one process speaks for all; errors have a stream of their own
+    if jax.process_index():  # process 0 alone prints; errors go to stderr, from each
         sys.stdout.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
@@ -189,6 +190,6 @@ def _leave(error: BaseException) -> None:
 
 def _is_lost_connection(error: BaseException) -> bool:
     """While a function is being dispatched, JAX makes a ValueError of it."""
-    own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # this process's own trouble
+    own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # errors of this process
     raised = isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
     return raised or "Gloo" in str(error)

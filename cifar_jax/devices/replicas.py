@@ -63,11 +63,11 @@ def steps_per_call(mesh: Mesh) -> int:
     return 1 if mesh.devices.flat[0].platform == "cpu" else 100
 
 
-# -- where arrays lie --
+# -- placement of arrays --
 
 
 def put(tree: Any, sharding: Sharding) -> Any:
-    """Puts arrays, of which every process has the whole, on the devices of `sharding`."""
+    """Puts a pytree of arrays, which every process has in full, on the devices of `sharding`."""
     if sharding.is_fully_addressable:  # by one process, and so the quicker way
         return jax.device_put(tree, sharding)
 
@@ -138,7 +138,7 @@ def data_parallel(
     return jax.jit(mapped, out_shardings=whole, donate_argnums=(0,) if donate else ())
 
 
-# -- what the processes tell each other, in step --
+# -- communication of the processes --
 
 
 def request(value: int, mesh: Mesh) -> jax.Array:

@@ -29,7 +29,7 @@ def start(debug: bool = False) -> None:
 
     Compiled steps are cached between starts. Flag and allocator concern CPUs alone; a GPU's run
     does not notice them. With `debug`, says what was set; without, the libraries' own logs of what
-    we report in a line are silent.
+    is reported in a line here are silent.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("cifar_jax").setLevel(logging.DEBUG if debug else logging.WARNING)
@@ -41,11 +41,11 @@ def start(debug: bool = False) -> None:
 
 
 def _unset_switches() -> None:
-    """What would make other numbers of a config, or end every run with an error of JAX's."""
+    """Ignores settings with which a config would give other numbers, or every run an error."""
     for name in _SWITCHES:
         if value := os.environ.pop(name, ""):
             print(
-                f"{name}={value} is passed over: with it, a run would not be what its config says.",
+                f"{name}={value} is ignored: with it, a run would not be what its config says.",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""What of `config.inputs` cannot work: one line each."""
+"""Checks of `config.inputs`: one line for whatever cannot work."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from cifar_jax.errors import UsageError, unknown
 from cifar_jax.inputs import crop, standardize
 from cifar_jax.inputs.registry import BATCH, CROPS, IMAGE, names
 
-_POSITIVE = {  # as well as what is no more than 0 or more
+_POSITIVE = {  # above 0; all other numbers are 0 or more
     *("mixup.alpha", "cutmix.alpha", "cutout.size"),
     *("random_resized_crop.area_lower", "random_resized_crop.ratio_lower"),
     "random_resized_crop.central",
@@ -21,7 +21,7 @@ _SHARES = {
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises UsageError for names, values and lists that cannot work with any pictures."""
+    """Raises UsageError for names, values and lists that cannot work with any images."""
     _validate_numbers(config)
     for path, value, choices in (
         ("random_crop.fill", config.random_crop.fill, crop.FILLS),
@@ -37,9 +37,9 @@ def validate(config: ConfigDict) -> None:
         )
 
 
-def check(config: ConfigDict, picture_shape: tuple[int, ...]) -> None:
-    """Raises UsageError unless the list brings pictures of one shape [H, W, …] to size."""
-    wanted, (height, width) = crop.size(config), picture_shape[:2]
+def check(config: ConfigDict, source_shape: tuple[int, ...]) -> None:
+    """Raises UsageError unless the transforms bring images of `source_shape` [H, W, …] to size."""
+    wanted, (height, width) = crop.size(config), source_shape[:2]
     (kind,) = [name for name in names(config.transforms) if name in CROPS] or [""]
     if not kind and wanted != (height, width):
         raise UsageError(

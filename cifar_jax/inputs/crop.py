@@ -1,4 +1,4 @@
-"""Crops, in training; and for each the picture that the crops of an evaluation are cut from."""
+"""Crops in training; and, for each, the image from which an evaluation takes its crops."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def pad(image: jax.Array, padding: int, fill: str) -> jax.Array:
 
 
 def random_crop(key: jax.Array, image: jax.Array, _: Info, config: ConfigDict) -> jax.Array:
-    """A crop of the padded picture, every place equally likely or `max_shift` around the centre."""
+    """A crop of the padded image, every place equally likely or `max_shift` around the centre."""
     image = pad(image, config.random_crop.padding, config.random_crop.fill)
     height, width = size(config)
     room = jnp.array([image.shape[0] - height, image.shape[1] - width])
@@ -39,18 +39,18 @@ def random_crop(key: jax.Array, image: jax.Array, _: Info, config: ConfigDict) -
 
 
 def central_crop(_key: jax.Array, image: jax.Array, _: Info, config: ConfigDict) -> jax.Array:
-    """The centre of the picture; where that is between two pixels, the upper and left one."""
+    """The centre of the image; where that is between two pixels, the upper and left one."""
     height, width = size(config)
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
 
 
 def random_resized_crop(key: jax.Array, image: jax.Array, _: Info, config: ConfigDict) -> jax.Array:
-    """A random rectangle of the picture, resized (Szegedy et al., Going Deeper with Convolutions,
+    """A random rectangle of the image, resized (Szegedy et al., Going Deeper with Convolutions,
     section 6): bilinear, antialiased.
 
-    Its share of the area is uniform, the logarithm of width / height too; a side longer than the
-    picture's is cut to it. The rectangle's edges may lie between pixels.
+    Its fraction of the area is uniform, the logarithm of width / height too; a side longer than
+    the image's is cut to it. The rectangle's edges may be between pixels.
     """
     height, width = size(config)
     area_key, ratio_key, place_key = jax.random.split(key, 3)
@@ -58,10 +58,10 @@ def random_resized_crop(key: jax.Array, image: jax.Array, _: Info, config: Confi
     area = jax.random.uniform(area_key, minval=lower, maxval=upper)
     lower, upper = config.random_resized_crop.ratio_lower, config.random_resized_crop.ratio_upper
     ratio = jnp.exp(jax.random.uniform(ratio_key, minval=jnp.log(lower), maxval=jnp.log(upper)))
-    picture = jnp.array(image.shape[:2], jnp.float32)
-    sides = jnp.sqrt(area * picture.prod() * jnp.stack([1 / ratio, ratio]))
-    sides = jnp.minimum(sides, picture)
-    start = jax.random.uniform(place_key, (2,)) * (picture - sides)
+    whole_sides = jnp.array(image.shape[:2], jnp.float32)
+    sides = jnp.sqrt(area * whole_sides.prod() * jnp.stack([1 / ratio, ratio]))
+    sides = jnp.minimum(sides, whole_sides)
+    start = jax.random.uniform(place_key, (2,)) * (whole_sides - sides)
     scale = jnp.array([height, width]) / sides
     shape = (height, width, image.shape[-1])
     return jax.image.scale_and_translate(image, shape, (0, 1), scale, -start * scale, "linear")
@@ -75,12 +75,12 @@ def whole(image: jax.Array, config: ConfigDict) -> jax.Array:
 
 
 def padded(image: jax.Array, config: ConfigDict) -> jax.Array:
-    """As `random_crop` pads it: a central crop no larger than the picture has none of that."""
+    """As `random_crop` pads it; a central crop no larger than the image has none of the padding."""
     return pad(image, config.random_crop.padding, config.random_crop.fill)
 
 
 def resized(image: jax.Array, config: ConfigDict) -> jax.Array:
-    """So large that the model's size takes `central` of the side that limits it."""
+    """float32, resized so that the model's size is `central` of the side that limits it."""
     (height, width), (old_height, old_width) = size(config), image.shape[:2]
     factor = max(height / old_height, width / old_width) / config.random_resized_crop.central
     shape = (
@@ -91,8 +91,8 @@ def resized(image: jax.Array, config: ConfigDict) -> jax.Array:
     return jax.image.resize(image.astype(jnp.float32), shape, "linear")
 
 
-# Image uint8 [H, W, C], config.inputs -> the picture that an evaluation cuts its crops from.
-PICTURES: dict[str, Callable[..., jax.Array]] = {
+# Image uint8 [H, W, C], config.inputs -> the image from which an evaluation takes its crops.
+FOR_EVAL: dict[str, Callable[..., jax.Array]] = {
     "random_crop": padded,
     "central_crop": whole,
     "random_resized_crop": resized,

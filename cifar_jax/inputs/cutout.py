@@ -8,10 +8,9 @@ from cifar_jax.inputs.transform import Info
 
 
 def cutout(key: jax.Array, image: jax.Array, _: Info, config: ConfigDict) -> jax.Array:
-    """0 in a random square that lies within the image: black before `standardize`, and after it the
-    mean.
+    """0 in a random square within the image: black before `standardize`, and after it the mean.
 
-    In the paper a part of the square may lie outside, and less of the image is lost.
+    In the paper the square may be partly outside, and less of the image is lost.
     """
     side = config.cutout.size
     high = jnp.array(image.shape[:2]) - side + 1

@@ -15,8 +15,8 @@ from cifar_jax.inputs.transform import PairTransform
 
 
 class Targets(NamedTuple):
-    """What a model shall say of a batch: `weight` · label + (1 - weight) · other label. Where
-    nothing mixes, the label, and neither of the others."""
+    """The targets of a batch: `weight` · label + (1 - weight) · other label. Without mixing,
+    `label` alone, and the others are None."""
 
     label: jax.Array  # int32 [B], the images' own
     other_label: jax.Array | None = None  # int32 [B], the partners'
@@ -30,8 +30,8 @@ def mixup(key: jax.Array, pair: jax.Array, config: ConfigDict) -> tuple[jax.Arra
 
 
 def cutmix(key: jax.Array, pair: jax.Array, config: ConfigDict) -> tuple[jax.Array, jax.Array]:
-    """The partner's pixels in a random rectangle of the picture's aspect, which takes 1 - λ of the
-    area before what lies outside of it is cut off (Yun et al., CutMix)."""
+    """The partner's pixels in a random rectangle of the image's aspect ratio, which has 1 - λ of
+    the area before it is clipped to the image (Yun et al., CutMix)."""
     _, height, width, _ = pair.shape
     draw_key, place_key = jax.random.split(key)
     kept = _weight(draw_key, config.cutmix.alpha, config.cutmix.probability)

@@ -14,7 +14,7 @@ from cifar_jax.inputs.mix import Targets
 from cifar_jax.inputs.registry import BATCH, CROPS, IMAGE, ORDER_STREAM, Listed, names
 from cifar_jax.inputs.transform import Info
 
-_NO_STEP = 2**32 - 1  # whose key no training step has: that of what images keep for all epochs
+_NO_STEP = 2**32 - 1  # no training step has this number: keys what an image keeps for all epochs
 
 
 def image_shape(config: ConfigDict, channels: int = 3) -> tuple[int, int, int]:
@@ -29,33 +29,33 @@ def mixes(config: ConfigDict) -> bool:
 
 def make(
     config: ConfigDict,
-    picture_shape: tuple[int, ...],
+    source_shape: tuple[int, ...],
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
 ) -> "Inputs":
-    """Binds `config.inputs` to pictures of one shape [H, W, C], as they lie in the dataset.
+    """Binds `config.inputs` to images of `source_shape` [H, W, C], that of the dataset.
 
     `mean` and `std` by channel are of the training images on the 0..255 scale: needed to
-    standardise by the dataset. Raises UsageError for pictures that the list cannot bring to size,
-    or where mean and deviation are missing.
+    standardise by the dataset. Raises UsageError for images that the list cannot bring to size, or
+    where mean and deviation are missing.
     """
-    checks.check(config, picture_shape)
+    checks.check(config, source_shape)
     by_dataset = "standardize" in names(config.transforms) and config.standardize.by == "dataset"
     if by_dataset and (mean is None or std is None):
         raise UsageError(
             "config.inputs.standardize.by = 'dataset' needs the mean and deviation of the "
             "training images, which are not known here."
         )
-    return Inputs(config, tuple(picture_shape), mean, std, seed)
+    return Inputs(config, tuple(source_shape), mean, std, seed)
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What happens to images before the model sees them. Bound to its config by `make`."""
+    """What happens to images before the model sees them. Made by `make`."""
 
     config: ConfigDict
-    picture_shape: tuple[int, ...]
+    source_shape: tuple[int, ...]
     mean: Sequence[float] | None
     std: Sequence[float] | None
     seed: int
@@ -63,13 +63,13 @@ class Inputs:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) that the model sees."""
-        return image_shape(self.config, self.picture_shape[-1])
+        return image_shape(self.config, self.source_shape[-1])
 
     def train(self, keys: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, Targets]:
         """Keys [B] of the images in this step; "image" uint8 [B, H, W, C], "label", "index" and
-        "epoch" int32 [B] -> float32 [B, *image_shape] and what the model shall say of them.
+        "epoch" int32 [B] -> float32 [B, *image_shape] and the targets of the loss.
 
-        Where pairs are mixed, B must be even, and pairs of the global batch not be split.
+        Where images are mixed in pairs, B must be even, and no pair of the global batch be split.
         """
         images = jax.vmap(self._transformed)(keys, batch["image"], batch["epoch"], batch["index"])
         targets = Targets(batch["label"])
@@ -83,13 +83,13 @@ class Inputs:
     def evaluate(self, images: jax.Array, count: int = 1) -> list[jax.Array]:
         """uint8 [B, H, W, C] -> `count` views, each float32 [B, *image_shape]; nothing is drawn.
 
-        The central crop first (`views.crops`); `views.weights` are what they weigh.
+        The central crop first (`views.crops`); their weights are `views.weights`.
         """
         for name in names(self.config.transforms):
             if name in CROPS:
                 images = jax.vmap(partial(CROPS[name], config=self.config))(images)
         found = views.crops(images, crop.size(self.config), count)
-        return [jax.vmap(self._settled)(view.astype(jnp.float32)) for view in found]
+        return [jax.vmap(self._eval_transforms)(view.astype(jnp.float32)) for view in found]
 
     def _transformed(
         self, key: jax.Array, image: jax.Array, epoch: jax.Array, index: jax.Array
@@ -98,7 +98,7 @@ class Inputs:
         for entry in self.config.transforms:
             if entry in BATCH:
                 break
-            if not (entry in IMAGE and IMAGE[entry].of_bytes):
+            if not (entry in IMAGE and IMAGE[entry].takes_uint8):
                 image = image.astype(jnp.float32)
             image = self._apply(entry, key, image, info)
         return image.astype(jnp.float32)
@@ -114,11 +114,11 @@ class Inputs:
         coin = jax.random.bernoulli(jax.random.fold_in(key, ORDER_STREAM))
         return jnp.where(coin, orders[1], orders[0])
 
-    def _settled(self, image: jax.Array) -> jax.Array:
-        """What is done to each image in evaluation, too."""
+    def _eval_transforms(self, image: jax.Array) -> jax.Array:
+        """The transforms that are applied in evaluation, too."""
         unused = jax.random.key(0)
         for name in names(self.config.transforms):
-            if name in IMAGE and IMAGE[name].always:
+            if name in IMAGE and IMAGE[name].in_eval:
                 image = self._apply(name, unused, image, self._info(jnp.int32(0), jnp.int32(0)))
         return image
 

@@ -1,7 +1,7 @@
 """The transforms by name, each with the number of its random stream.
 
 A new transform is a function, a line here and, where it has options, fields in
-`configs/default.py`. A number is never given twice and never changed: it decides what a seed draws.
+`configs/default.py`. A number is never used twice and never changed: it keys what a seed draws.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from cifar_jax.inputs.transform import ImageTransform, PairTransform
 class OfImage(NamedTuple):
     stream: int
     function: ImageTransform
-    of_bytes: bool = False  # takes uint8 as well: a crop is cut before its values grow to float32
-    always: bool = False  # in evaluation, too; draws nothing
+    takes_uint8: bool = False  # as well as float32: a crop comes before the conversion
+    in_eval: bool = False  # is applied in evaluation, too; draws nothing
 
 
 class OfPair(NamedTuple):
@@ -25,25 +25,25 @@ class OfPair(NamedTuple):
 ORDER_STREAM = 4  # in which of two orders a pair of transforms is applied
 
 IMAGE = {
-    "random_crop": OfImage(0, crop.random_crop, of_bytes=True),
+    "random_crop": OfImage(0, crop.random_crop, takes_uint8=True),
     "flip": OfImage(1, flip.flip),
     "brightness": OfImage(2, color.brightness),
     "contrast": OfImage(3, color.contrast),
     "color": OfImage(5, color.color),
     "cutout": OfImage(6, cutout.cutout),
     "random_resized_crop": OfImage(7, crop.random_resized_crop),
-    "central_crop": OfImage(10, crop.central_crop, of_bytes=True),
-    "standardize": OfImage(11, standardize.standardize, always=True),
+    "central_crop": OfImage(10, crop.central_crop, takes_uint8=True),
+    "standardize": OfImage(11, standardize.standardize, in_eval=True),
 }
 BATCH = {  # after those of images
     "mixup": OfPair(8, mix.mixup),
     "cutmix": OfPair(9, mix.cutmix),
 }
-CROPS = crop.PICTURES  # of which a list has at most one
+CROPS = crop.FOR_EVAL  # of which a list has at most one
 
 Listed = str | tuple[str, str]
 
 
 def names(transforms: tuple[Listed, ...]) -> list[str]:
-    """All that a list names, in its order, with those of pairs."""
+    """The names in a list of transforms, in its order, those in pairs included."""
     return [name for entry in transforms for name in ([entry] if isinstance(entry, str) else entry)]

@@ -1,4 +1,4 @@
-"""What a transform is: a pure function of one image, or of a pair of images of a batch."""
+"""The types of transforms: pure functions of one image, or of a pair of images of a batch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 
 class Info(NamedTuple):
-    """What an image transform may know beside the image."""
+    """What an image transform receives beside the image."""
 
-    epoch: jax.Array  # int32, how many times the training split has been seen
+    epoch: jax.Array  # int32, how many times the training split was seen before
     index: jax.Array  # type: ignore[assignment]  # int32, the image's place in the training split
     key: jax.Array  # the image's own, by (seed, index): the same in every epoch
     mean: jax.Array | None = None  # float32 [C] of the training images, on the 0..255 scale
@@ -21,6 +21,6 @@ class Info(NamedTuple):
 # step; it is the transform's own, so that no draw depends on which others are listed.
 ImageTransform = Callable[[jax.Array, jax.Array, Info, ConfigDict], jax.Array]
 
-# (key, pair float32 [2, H, W, C], config.inputs) -> (pair, weight float32 [], the share of each
-# label that stays with its image).
+# (key, pair float32 [2, H, W, C], config.inputs) -> (pair, weight float32 [] of the label
+# of each image; its partner's has the rest).
 PairTransform = Callable[[jax.Array, jax.Array, ConfigDict], tuple[jax.Array, jax.Array]]

@@ -1,4 +1,4 @@
-"""Several looks at the same pictures, and what each of them weighs."""
+"""Several views of the same images, and their weights."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from cifar_jax.inputs.crop import Size
 VIEWS = (1, 2, 6, 10)
 
 
-def crops(pictures: jax.Array, size: Size, count: int) -> list[jax.Array]:
+def crops(images: jax.Array, size: Size, count: int) -> list[jax.Array]:
     """Of [B, H, W, C], `count` crops [B, *size, C], the central one first.
 
     2: also mirrored. 6: the centre, and one pixel up and left and down and right of it with the
@@ -17,15 +17,15 @@ def crops(pictures: jax.Array, size: Size, count: int) -> list[jax.Array]:
     al., ImageNet Classification with Deep CNNs, section 4.1).
     """
     height, width = size
-    bottom, right = pictures.shape[1] - height, pictures.shape[2] - width
+    bottom, right = images.shape[1] - height, images.shape[2] - width
     top, left = bottom // 2, right // 2
     places = [(top, left)]
     if count == 6:
-        pictures = jnp.pad(pictures, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
+        images = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
         places = [(top + 1, left + 1), (top, left), (top + 2, left + 2)]
     if count == 10:
         places += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    found = [pictures[:, top : top + height, left : left + width] for top, left in places]
+    found = [images[:, top : top + height, left : left + width] for top, left in places]
     return found + [crop[:, :, ::-1] for crop in found] if count > 1 else found
 
 

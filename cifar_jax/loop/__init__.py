@@ -1,1 +1,1 @@
-"""What a training run does beside its steps."""
+"""What a training run does around its steps."""

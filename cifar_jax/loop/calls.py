@@ -19,7 +19,7 @@ from cifar_jax.telemetry.log import Log
 _COMPILING = {
     Detail.NONE: "without summaries",
     Detail.SCALARS: "with norms",
-    Detail.TENSORS: "with norms, pictures and histograms",
+    Detail.TENSORS: "with norms, images and histograms",
 }
 
 
@@ -30,8 +30,8 @@ class NotCompiled(Exception):
 class Calls:
     """Runs some steps as one program, which is compiled when it is first asked for.
 
-    Each call carries what every process requests, a save or a stop, so that all of them come to
-    know of the same requests at the same step, without a word beside the steps.
+    Each call also reduces what every process requests, a save or a stop, so that all of them see
+    the same requests at the same step, without further communication.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Calls:
                 f"Compiling the training step {_COMPILING[detail]}: about 10 s, or 1 s where it is "
                 "in the cache."
             )
-            log.flush()  # what runs beside the compilation would seem to take no time
+            log.flush()  # or the last call would seem to take as long as the compilation
             with log.paused():
                 self._programs[count, detail] = self._compile(detail, state, batches)
         program = self._programs[count, detail]
@@ -90,7 +90,7 @@ class Calls:
         return 0 if self._requests[0] is None else int(self._requests[0])
 
     def forget_requests(self) -> None:
-        """What was requested so far is done."""
+        """To be called when all requests so far were met."""
         self._requests = None, None
 
 
@@ -102,7 +102,7 @@ def compile_steps(
     batches: dict[str, jax.Array],
     dataset: dict[str, jax.Array],
 ) -> jax.stages.Compiled:
-    """Several steps in one program; the state's memory is reused.
+    """Compiles several steps into one program; the state is donated.
 
     The program takes (state, batches, dataset, requests), the first three as they are here: the
     batches of a `feeds.Feed`, each [steps, global batch, …]; the "image" and "label" of the whole

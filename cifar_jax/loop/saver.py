@@ -1,4 +1,4 @@
-"""What a run goes on from, and when and where it is saved."""
+"""Resuming from a checkpoint, and saving one when it is due."""
 
 import math
 import time
@@ -14,19 +14,20 @@ from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, UserError, reason
 from cifar_jax.workdir import checkpoint, pytrees
 
-SAVE = 1  # as a wish of a process; a greater one is the number of a signal
+SAVE = 1  # a process's request to save; a greater one is a signal's number: save, then stop
 
 AfterCheckpoint = Callable[[int], float | None]
 
 
 class Saver:
-    """When and where the state is saved."""
+    """Restores the state of a run, and saves it when it is due."""
 
-    def __init__(self, config: ConfigDict, folder: Path, tell: AfterCheckpoint | None):
+    def __init__(self, config: ConfigDict, folder: Path, after_checkpoint: AfterCheckpoint | None):
         """Raises UserError where another process writes to `folder`, or nothing can be written."""
-        self.folder, self._checkpoint, self._tell = folder, config.checkpoint, tell
+        self.folder, self._checkpoint = folder, config.checkpoint
+        self._after_checkpoint = after_checkpoint
         self._stops = config.divergence.action == "stop"
-        self._newest: int | None = None  # the last checkpoint
+        self.newest: int | None = None  # the last checkpoint
         self._good: int | None = None  # the last that later steps have proven good
         self._time = time.monotonic()  # of it
         self._writer = pytrees.Writer(
@@ -40,12 +41,12 @@ class Saver:
         """The state that the run goes on from: `state`, or that of the last whole checkpoint, or
         of `from_step`; with `restart`, `state` in any case.
 
-        What lies beyond is renamed. Raises UserError where there are checkpoints and none of them
+        Later checkpoints are renamed. Raises UserError where there are checkpoints and none of them
         can be used, or one cannot be read now.
         """
         first = jax.process_index() == 0
         chosen = self._choose(from_step, restart) if first else None
-        newest = int(replicas.gather(-1 if chosen is None else chosen)[0])  # which goes for all
+        newest = int(replicas.gather(-1 if chosen is None else chosen)[0])  # for all processes
         self._good = checkpoint.status(self.folder).good
         if self._good is not None and self._good > newest:
             self._good = None
@@ -57,7 +58,7 @@ class Saver:
                     "Give it its name back."
                 )
             print(f"Resuming from step {newest} in {self.folder}")
-            self._newest = newest
+            self.newest = newest
         return state
 
     def _choose(self, from_step: int | None, restart: bool) -> int | None:
@@ -94,7 +95,7 @@ class Saver:
             raise UserError(f"--from_step={step}: {problem}, in {self.folder}.")
 
     def begin(self) -> None:
-        """A step was made: training goes on."""
+        """Marks the run as training, once its first step is done."""
         self._mark(finished=None, diverged="")
 
     def _mark(self, **changes: Any) -> None:
@@ -106,11 +107,12 @@ class Saver:
             raise UserError(f"Cannot write to {self.folder}: {reason(error)}.") from error
 
     def due(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` steps, by their number."""
         every = self._checkpoint.every_steps
         return bool(every and step % every == 0)
 
     def overdue(self) -> int:
-        """SAVE where it is time for a checkpoint by the clock, else 0."""
+        """The request SAVE where a checkpoint is due by the clock, else 0."""
         minutes = self._checkpoint.every_minutes
         return SAVE if minutes and time.monotonic() - self._time >= 60 * minutes else 0
 
@@ -124,27 +126,29 @@ class Saver:
         return (step // every + 1) * every if every else math.inf
 
     def save(self, step: int, state: steps.TrainState, healthy: bool = True) -> float | None:
-        """`healthy`: all steps since the last checkpoint were, so that it has proven good."""
+        """Starts to save; returns what `after_checkpoint` does. With `healthy`, all steps since the
+        last checkpoint were, and it has proven good. Raises Diverged and UserError."""
         # The loss is of the parameters before the update, and does not show yet what that did.
         if not self._all_finite(state.params):
             if self._stops:
                 raise self.diverged(f"The parameters are no longer finite after step {step - 1}")
             healthy = False
         if healthy:
-            self._good = self._newest
+            self._good = self.newest
         self._writer.save(step, state, self._good)
-        self._newest, self._time = step, time.monotonic()
+        self.newest, self._time = step, time.monotonic()
         return self.tell()
 
     def tell(self) -> float | None:
         """Calls `after_checkpoint`, once the last save is complete, and returns its precision."""
-        if self._tell is None or self._newest is None:
+        if self._after_checkpoint is None or self.newest is None:
             return None
         self.wait()
-        return self._tell(self._newest)
+        return self._after_checkpoint(self.newest)
 
     def diverged(self, what: str) -> Diverged:
-        good = self._newest if self._good is None else self._good
+        """The error of a run that has diverged, with the last good checkpoint."""
+        good = self.newest if self._good is None else self._good
         last = (
             "There is no good checkpoint yet."
             if good is None
@@ -157,12 +161,12 @@ class Saver:
         )
 
     def finish(self, step: int) -> None:
-        """Says that the checkpoint of `step` is the last, once it is complete."""
+        """Marks the run as ended at the checkpoint of `step`, once that is complete."""
         self.wait()
         self._mark(finished=step, diverged="")
 
     def give_up(self, error: Diverged) -> None:
-        """Says why there will be no more checkpoints."""
+        """Marks the run as diverged: there will be no more checkpoints."""
         self.wait()
         self._mark(diverged=str(error))
 

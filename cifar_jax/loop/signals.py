@@ -1,9 +1,8 @@
-"""Signals that ask a program to leave, at whatever moment they come.
+"""Signals that ask a program to stop, at whatever moment they come.
 
-The main thread may be within XLA for many seconds, where Python runs no handler of its own. So a
-thread is told of each signal by the interpreter at once (signal.set_wakeup_fd). It says so in a
-line; ends the process at the second signal; and at the first, where the main thread has not left
-by itself in time.
+The main thread may be within XLA for many seconds, where Python runs no signal handler. So a
+thread receives each signal at once (signal.set_wakeup_fd). It prints a line; ends the process at
+the second signal; and at the first, where the main thread has not left by itself in time.
 """
 
 import contextlib
@@ -36,7 +35,7 @@ class Left(KeyboardInterrupt):
 
 
 class _Listener:
-    """What this program does about signals; one a process."""
+    """How this program handles signals; one per process."""
 
     def __init__(self) -> None:
         self.listening = False

@@ -41,7 +41,7 @@ class Trace:
                 self._give_up(error)
 
     def after(self, number: int, state: steps.TrainState) -> None:
-        """All steps before `number` are on their way, and end with `state`."""
+        """All steps before `number` are dispatched, and end with `state`."""
         if self._running and number >= self._end:
             with self._log.paused():
                 jax.block_until_ready(state)

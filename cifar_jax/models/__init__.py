@@ -1,9 +1,9 @@
 """The registry of networks: each name belongs to one file of this folder.
 
-A network is a `flax.linen.Module` with the fields `num_classes` and `dtype`, of the computation;
+A network is a `flax.linen.Module` with the fields `num_classes` and `dtype` (of the computation);
 its parameters are float32. Called with standardised float32 images [B, H, W, C] and `train`, it
 returns float32 logits [B, num_classes]. Collections other than "params", such as the batch
-statistics, are its state. What its layers put out it publishes (`activations.publish`).
+statistics, are its state. It publishes the outputs of its layers (`activations.publish`).
 """
 
 from collections.abc import Mapping

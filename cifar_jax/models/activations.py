@@ -1,4 +1,4 @@
-"""What the layers of a network put out, for those who ask: telemetry and the table of layers."""
+"""The outputs of a network's layers, published for summaries and the table of layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,12 @@ COLLECTION = "intermediates"
 
 
 def wanted(module: nn.Module) -> bool:
-    """Whether somebody asks, for what would be computed for `publish` alone."""
+    """Whether activations are collected: asked before computing what is for `publish` alone."""
     return module.is_mutable_collection(COLLECTION)
 
 
 def publish(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
-    """Returns `value`, which those who ask find at the module's path and `name`.
+    """Returns `value`; where activations are collected, stores it at the module's path and `name`.
 
     Not the name of a module within `module`: flax keeps such a name for that module's own.
     """

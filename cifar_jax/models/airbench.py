@@ -131,7 +131,7 @@ def head(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 def whitening(images: np.ndarray) -> np.ndarray:
-    """float64 [2, 2, C, 8·C]: a kernel whose first half puts out uncorrelated values of variance 1.
+    """float64 [2, 2, C, 8·C]: a kernel whose first half gives uncorrelated outputs of variance 1.
 
     The eigenvectors of the 2x2 patches' covariance, about zero and not about the mean, each over
     the root of its eigenvalue, the largest first; then their negatives. An eigenvector's largest

@@ -1,4 +1,4 @@
-"""A model layer by layer: what it puts out, how many parameters it has, what it costs."""
+"""A model layer by layer: output shapes, parameters, multiply-adds."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from cifar_jax.models import activations
 
 class LayerRow(NamedTuple):
     name: str  # its path
-    shape: tuple[int, ...]  # of what the layer puts out for one image
+    shape: tuple[int, ...]  # of the layer's output for one image
     parameters: int
     multiply_adds: int  # for one image, of kernels alone
 
@@ -21,8 +21,8 @@ class LayerRow(NamedTuple):
 def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[LayerRow]:
     """The rows of a model by path, in its order; computes nothing.
 
-    A row for everything that the model publishes, and for each of its modules within which nothing
-    is. Parameters outside of all these stand last, with the shape () as nothing is known of it.
+    A row for everything that the model publishes, and for each module within which nothing is
+    published. Parameters outside of all these come last, with the shape (), as it is unknown.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -59,7 +59,7 @@ def _shapes(outputs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _owner(path: str, layers: Iterable[str]) -> str:
-    """The innermost of `layers` that the parameter at `path` lies in, or else what it stands in."""
+    """The innermost of `layers` that has the parameter at `path`, or else its parent's path."""
     around = [layer for layer in layers if path.startswith(f"{layer}/")]
     return max(around, key=len, default=path.rpartition("/")[0] or path)
 
@@ -72,7 +72,7 @@ def _row(path: str, shape: tuple[int, ...], weights: dict[str, Any]) -> LayerRow
 
 
 def markdown(rows: Sequence[LayerRow]) -> str:
-    """A table with the shares of the total, for TensorBoard's text and the console alike."""
+    """A table with percentages of the total, for TensorBoard's text and the console alike."""
     parameters = sum(row.parameters for row in rows) or 1
     products = sum(row.multiply_adds for row in rows) or 1
     heading = ("layer", "output", "parameters", "share", "multiply-adds", "share")

@@ -1,7 +1,7 @@
-"""ResNet-18 for small pictures (He et al., Deep Residual Learning, 2015): 11,173,962 parameters
+"""ResNet-18 for small images (He et al., Deep Residual Learning, 2015): 11,173,962 parameters
 for ten classes.
 
-conv1 → four groups of two blocks → mean over all places → linear. For pictures of 32x32 the first
+conv1 → four groups of two blocks → mean over all places → linear. For images of 32x32 the first
 convolution is 3x3 with stride 1, and no pooling follows it; any other size does as well. Blocks and
 initial distributions are those of PyTorch's torchvision.
 """

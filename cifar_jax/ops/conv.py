@@ -41,7 +41,7 @@ def _direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`conv_plain`, with its gradients as convolutions of the same layout.
 
     XLA's fast convolution on CPUs knows that one alone. It brings others into it, but not within
-    a loop, such as that over several steps or over parts of a batch: there the gradient of conv1's
+    a loop, such as that over several steps or over microbatches: there the gradient of conv1's
     kernel took ten times as long as all the rest of a step.
     """
     return conv_plain(x, kernel)
@@ -150,9 +150,9 @@ def _windows(x: jax.Array) -> jax.Array:
 
 
 def _add_windows(windows: Any, shape: tuple[int, int, int, int]) -> jax.Array:
-    """The transpose of `_windows`: every input adds up what the windows over it say."""
+    """The transpose of `_windows`: for every input the sum over the windows that have it."""
     batch, rows, columns, channels = shape
-    # A window is 2x2 blocks of a tile's size: every block of inputs lies in up to 4 of them.
+    # A window is 2x2 blocks of a tile's size: every block of inputs is in up to 4 of them.
     blocks = windows.reshape(2, _TILE, 2, _TILE, batch, rows, columns, channels)
     total = jnp.zeros((_TILE, _TILE, batch, rows + 1, columns + 1, channels), windows.dtype)
     for i in (0, 1):

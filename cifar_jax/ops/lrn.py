@@ -33,8 +33,7 @@ def lrn(
 
     y = x · n^-beta with n = bias + alpha · band_sum(x²). The window's sum is a product with a band
     matrix, and for the usual beta = 0.75 the power is two square roots: `pow` alone would cost
-    four times the rest of the operation on a CPU. Squares are summed in float32 at least, where
-    float16 would overflow at activations above 255.
+    four times the rest of the operation on a CPU. Squares are summed in float32 at least.
     """
     return _forward(x, depth_radius, bias, alpha, beta)[0]
 

@@ -109,9 +109,9 @@ def _scale_by_rates(
 
 
 def l2_penalty(params: Any, config: ConfigDict) -> jax.Array:
-    """The sum of ½ · weight decay · ‖parameter‖²: what the decay is the gradient of.
+    """float32 []: the sum of ½ · weight decay · ‖parameter‖², whose gradient the decay is.
 
-    A decoupled decay is the gradient of nothing, and has no share in it.
+    A decoupled decay is the gradient of nothing, and is not part of it.
     """
     leaves = paths.flatten(params)
     by_decay: dict[float, list[jax.Array]] = {}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def update(ema: Any, variables: Any, step: jax.Array, decay: float) -> Any:
-    """The EMA after update number `step` (the first is 1), which has led to `variables`.
+    """The EMA after update number `step` (the first is 1), which gave `variables`.
 
     ema -= (1 - d)·(ema - variables) with d = min(decay, (1 + step)/(10 + step)), as
     tf.train.ExponentialMovingAverage does with the global step. optax.ema averages the updates

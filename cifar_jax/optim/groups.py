@@ -1,4 +1,4 @@
-"""Parameter groups: which parameters are moved how."""
+"""Parameter groups: which optimiser updates which parameters."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ NAMES = ("sgd", "adam", "adamw", "muon", "frozen")
 
 
 class Group(NamedTuple):
-    """What config.optim says of some parameters, or one of config.optim.groups instead of it."""
+    """A parameter group: an entry of config.optim.groups, or config.optim for all others."""
 
     params: tuple[str, ...]  # patterns of paths
     name: str
@@ -23,23 +23,23 @@ class Group(NamedTuple):
     betas: tuple[float, float]  # adam, adamw
     weight_decay: float | None  # None: config.optim.weight_decay, of config.optim.decay_params
     decoupled_decay: bool
-    epochs: float  # of a schedule of its own, with which its rate ends; 0: the run's
+    epochs: float  # after which its own schedule ends; 0: the run's schedule
     muon_steps: int
-    fixed_norm: bool  # muon: sets a kernel's norm to the root of its outputs at every step
+    fixed_norm: bool  # muon: a kernel's norm is set to sqrt(its output channels) at every step
 
     @property
     def decoupled(self) -> bool:
         return self.decoupled_decay or self.name == "adamw"
 
 
-# What a group alone may say; what else it does not say, it has from config.optim.
+# Fields that groups alone have, with their defaults; the others are inherited from config.optim.
 _OWN = {"weight_decay": None, "epochs": 0.0, "muon_steps": 5, "fixed_norm": False}
 _NUMBERS = ("learning_rate", "weight_decay", "muon_steps")
 _FIELDS = tuple(name for name in Group._fields if name != "params")
 
 
 def groups(config: ConfigDict) -> list[Group]:
-    """The groups of `config.optim`, and last the one that takes all parameters that are left.
+    """The groups of `config.optim`, and as the last one that of all parameters that are left.
 
     Raises UsageError for an unknown field or optimiser and for values that cannot work.
     """
@@ -109,8 +109,8 @@ def assign(params: Any, config: ConfigDict) -> dict[str, Group]:
 
 
 def decays(params: Any, config: ConfigDict, decoupled: bool | None = None) -> dict[str, float]:
-    """The weight decay of each parameter that has one, by path; of those alone whose decay is
-    `decoupled`, or is not, where that is asked."""
+    """The weight decay of each parameter that has one, by path; with `decoupled` True or False,
+    only where the decay is, or is not, decoupled."""
     assigned, inherited = assign(params, config), set()
     if config.weight_decay:
         inherited = set(paths.matching(list(assigned), config.decay_params, "decay_params"))

@@ -1,11 +1,11 @@
-"""Muon: a kernel's momentum, made orthogonal, is the direction in which it moves.
+"""Muon: a kernel is updated by its momentum, made orthogonal.
 
-Every direction within the kernel then moves alike, where plain momentum follows the few that the
-gradients agree on. (Keller Jordan and others, Muon: an optimizer for hidden layers in neural
+Every direction within the kernel is then updated alike, where plain momentum follows the few that
+the gradients agree on. (Keller Jordan and others, Muon: an optimizer for hidden layers in neural
 networks, 2024, kellerjordan.github.io/posts/muon.)
 
-Ours and not optax.contrib.muon, which scales an update by the kernel's shape: here it has the size
-that the kernel began with, or the kernel's norm is fixed; and it costs half of the products.
+Ours and not optax.contrib.muon, which scales an update by the kernel's shape: here its size is that
+of the initial kernel, or the kernel's norm is fixed; and it costs half of the products.
 """
 
 from typing import Any, NamedTuple
@@ -23,9 +23,9 @@ class InitialRMSState(NamedTuple):
 
 
 def scale_by_muon(steps: int = 5, unscaled: bool = False) -> optax.GradientTransformation:
-    """Orthogonal updates whose root mean square is the one that the kernel began with.
+    """Orthogonal updates whose root mean square is that of the initial kernel.
 
-    The learning rate is then the share of its initial size that a kernel moves by in one step,
+    The learning rate is then the fraction of its initial size by which a kernel changes in a step,
     whatever its shape and its initialisation. With `unscaled` they stay orthogonal, for kernels
     whose norm is fixed.
     """

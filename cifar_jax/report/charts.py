@@ -38,6 +38,7 @@ def chart(kind: str, suffix: str, alt: str, draw: Callable[[], Figure]) -> Chart
 
 
 def confusion(suffix: str, alt: str, matrix: np.ndarray, names: Sequence[str]) -> Chart:
+    """Of int [classes, classes], labels as rows."""
     shown = [plots.short(name, 16) for name in names]
     light, dark = (
         plots.to_png(pictures.confusion(matrix, shown, dark, scale=2), palette=True)
@@ -60,6 +61,7 @@ def of_runs(histories: Histories) -> tuple[list[Chart], list[str]]:
 
 
 def panels_of(histories: Histories) -> dict[str, list[Panel]]:
+    """The panels of each kind of chart, those without any value included."""
     panel, by_layer = partial(_panel, histories), partial(_by_layer, histories)
     losses = {"loss": "Total loss", "cross_entropy": "Cross-entropy", "l2": "L2 penalty"}
     accuracy = panel(
@@ -105,6 +107,7 @@ def _panel(
 
 
 def over_time(panel: Panel, courses: Sequence[History]) -> Panel:
+    """The panel over training time in place of steps; a line's slot is the place of its run."""
     longest = max((np.nanmax(c.wall) for c in courses if np.isfinite(c.wall).any()), default=0.0)
     length, unit = (60, "minutes") if longest > 180 else (1, "seconds")
     if longest > 3 * 3600:

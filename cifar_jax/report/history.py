@@ -1,4 +1,4 @@
-"""The course of a run, as its records tell it."""
+"""The course of a run, from its records."""
 
 import math
 from collections import defaultdict
@@ -20,6 +20,7 @@ class History(NamedTuple):
 
     @classmethod
     def of(cls, lines: Sequence[Record]) -> "History":
+        """From all records of a run, in the order in which they were written."""
         train: dict[int, tuple[Record, float]] = {}
         evals: dict[int, Record] = defaultdict(dict)
         resumed: list[tuple[int, float]] = []

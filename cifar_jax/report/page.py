@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from ml_collections import ConfigDict
 
+from cifar_jax import config as config_lib
 from cifar_jax import files
 from cifar_jax.data import sources
 from cifar_jax.errors import UserError, reason
@@ -27,21 +27,23 @@ from cifar_jax.report.sections import section
 from cifar_jax.workdir import checkpoint, description
 
 
-def make(workdirs: Sequence[Path], default: ConfigDict, overrides: Mapping[str, Any]) -> Path:
+def make(
+    workdirs: Sequence[str | os.PathLike[str]], overrides: Mapping[str, Any] | None = None
+) -> Path:
     """Writes the page about `workdirs` into the first one's report/, and returns its path.
 
-    Each newest checkpoint is evaluated for it, with `overrides` from the command line. Raises
+    Each newest checkpoint is evaluated for it, with `overrides` of its config by path. Raises
     UserError where nothing was trained, or nothing can be written.
     """
-    runs = [
-        load(path, partial(_evaluate, default=default, overrides=overrides)) for path in workdirs
-    ]
+    folders = [files.resolve(workdir, "--workdir") for workdir in workdirs]
+    runs = [load(folder, partial(_evaluate, overrides=overrides or {})) for folder in folders]
+    default = config_lib.recipe("default")
     default.data.dir = str(sources.data_dir(default.data))  # as config.json has it
-    return write(runs, workdirs[0] / "report", default.to_dict())
+    return write(runs, folders[0] / "report", default.to_dict())
 
 
-def _evaluate(workdir: Path, default: ConfigDict, overrides: Mapping[str, Any]) -> Evaluation:
-    config = description.load_for_eval(workdir, default, dict(overrides), wait=False)
+def _evaluate(workdir: Path, overrides: Mapping[str, Any]) -> Evaluation:
+    config = description.load_for_eval(workdir, overrides, wait=False)
     step = checkpoint.newest(workdir / "checkpoints", print)
     if step is None:
         raise UserError(f"No checkpoint in {workdir / 'checkpoints'} yet.")
@@ -73,7 +75,7 @@ def write(runs: Sequence[Run], out: Path, default: Mapping[str, Any]) -> Path:
     )
     drawn = [*curves, *(each for one in sections for each in one.charts)]
     contents = {each.file: each.light for each in drawn}
-    # A name may hold bytes that are no text.
+    # A name may hold bytes that are not text.
     _replace(out, contents | {"index.html": page.encode(errors="backslashreplace")})
     return out / "index.html"
 

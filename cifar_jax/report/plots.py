@@ -102,6 +102,7 @@ class Line(NamedTuple):
         return self.style in ("solid", "filled")
 
     def drawable(self, log: bool) -> bool:
+        """Whether it has a value, above 0 on a `log` scale."""
         return bool(np.isfinite(self.y).any() and not (log and np.nanmax(self.y) <= 0))
 
 
@@ -161,7 +162,7 @@ def _draw_panel(axis: Axes, panel: Panel) -> dict[str, Any]:
         axis.set_xlim(left - 1, right + 1)
     axis.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     axis.xaxis.set_major_formatter(lambda value, _: f"{round(value):,}")
-    if panel.log or _towers(panel):
+    if panel.log or _has_outlier(panel):
         axis.set_yscale("log", nonpositive="mask")
         axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=7))
         axis.yaxis.set_minor_locator(ticker.NullLocator())
@@ -169,8 +170,8 @@ def _draw_panel(axis: Axes, panel: Panel) -> dict[str, Any]:
     return entries
 
 
-def _towers(panel: Panel) -> bool:
-    """A peak, as of a run that diverges, would press all else to the ground."""
+def _has_outlier(panel: Panel) -> bool:
+    """Whether a peak, as of a run that diverges, would flatten everything else."""
     values = np.concatenate([line.y[np.isfinite(line.y)] for line in panel.lines])
     return bool(values.max() > 100 * np.median(values) > 0)
 

@@ -1,4 +1,4 @@
-"""What is known of a run: what its workdir holds, and what its newest checkpoint says."""
+"""What is known of a run: the records in its workdir, and its newest checkpoint's predictions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _MAX_DEPTH = 20  # of a config
 
 
 class Evaluation(NamedTuple):
-    """What the EMA of a checkpoint says about the test split."""
+    """Predictions on the test split by the EMA of a checkpoint."""
 
     step: int
     predictions: predictions.Predictions
@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 
 def load(workdir: Path, evaluate: Callable[[Path], Evaluation]) -> Run:
-    """What `workdir` holds and what `evaluate` finds, whose UserError is kept for the page to tell.
+    """What `workdir` holds and what `evaluate` finds, whose UserError is kept for the page.
 
     Raises UserError where nothing was trained, or what is there cannot be read.
     """
@@ -60,8 +60,8 @@ def load(workdir: Path, evaluate: Callable[[Path], Evaluation]) -> Run:
 
 
 def _record(workdir: Path) -> dict[str, Any]:
-    """config.json. Somebody else may have written it: besides the config, what is not of the type
-    that it should be is left out."""
+    """config.json, which is untrusted: besides the config, values of an unexpected type are left
+    out."""
     path = workdir / description.FILE
     try:
         record = files.read_json(path)
@@ -72,7 +72,7 @@ def _record(workdir: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a config of cifar_jax (it has no fields, or too deep ones)."
         )
-    description.load(workdir)  # refuses what else is no config
+    description.load(workdir)  # refuses what is not a config otherwise
     dataset = description.load_dataset(workdir)
     if dataset is None:
         raise FileNotFoundError(path)  # deleted meanwhile

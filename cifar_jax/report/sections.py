@@ -35,6 +35,7 @@ class Section(NamedTuple):
 
 
 def section(run: Run, suffix: str, default: Mapping[str, Any]) -> Section:
+    """`suffix` is that of its files' names; `default` are the config's defaults, nested."""
     config, found = tables.flat(run.record["config"]), run.evaluation
     changes = _changes(run.record.get("changes", []))
     made = Section(run, config, _command(config, tables.flat(default)), changes)

@@ -1,1 +1,1 @@
-"""What a run tells while it runs."""
+"""What a run reports while it runs."""

@@ -1,8 +1,12 @@
-"""What a run says on the console: the tutorial's lines, and on a terminal a bar below them."""
+"""Console output: the tutorial's lines, and a progress bar: below them on a terminal, above them in
+a notebook."""
 
 import datetime
+import html
+import io
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -21,6 +25,8 @@ Item = TypeVar("Item")
 
 _FIRST = ("loss", "precision @ 1", "images/s", "rate", "epoch", "checkpoint")  # of the notes
 _GAP = "  "
+_CELL = 100  # columns of a notebook's cell
+_CELL_SECONDS = 0.2  # from one picture of the bar there to the next
 _MIN_BAR = 16  # columns; where less would be left beside the notes, they go above it
 
 
@@ -40,7 +46,7 @@ def precision_line(accuracy: float, views: int = 1) -> str:
 
 
 def plain(text: str) -> str:
-    """A name of whatever bytes as one line that any font and terminal takes."""
+    """Any text as one line for any font and terminal: what is not printable is escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -49,7 +55,7 @@ def _now() -> str:
 
 
 class _Notes(ProgressColumn):
-    """What stands beside the bar where there is room for it."""
+    """The notes beside the bar, where there is room for them."""
 
     text = ""
 
@@ -79,6 +85,52 @@ class _Bar(Progress):
             yield from (Text(line, no_wrap=True, overflow="ellipsis") for line in lines)
         yield self.make_tasks_table(self.tasks)
 
+    def line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _CellBar(_Bar):
+    """The same in the cell of a notebook, where it is drawn anew in its place; lines go below it.
+
+    (rich's own way there needs ipywidgets, and shows nothing without.)
+    """
+
+    def __init__(self) -> None:
+        plain: dict[str, Any] = {"force_jupyter": False, "force_terminal": False}
+        super().__init__(Console(file=io.StringIO(), width=_CELL, color_system=None, **plain))
+        self._handle: Any = None
+        self._drawn = 0.0
+
+    def start(self) -> None:
+        from IPython.display import display
+
+        self._handle = display(self._picture(), raw=True, display_id=True)
+
+    def update(self, *args: Any, **fields: Any) -> None:
+        super().update(*args, **fields)
+        if self._handle and time.monotonic() - self._drawn >= _CELL_SECONDS:
+            self._handle.update(self._picture(), raw=True)
+
+    def stop(self) -> None:
+        if self._handle:
+            self._handle.update(self._picture(), raw=True)
+
+    def refresh(self) -> None:
+        """It is drawn by the above."""
+
+    def clear(self) -> None:
+        self._handle.update({"text/plain": "", "text/html": ""}, raw=True)
+
+    def _picture(self) -> dict[str, str]:
+        self._drawn = time.monotonic()
+        with self._screen.capture() as found:
+            self._screen.print(self.get_renderable())
+        text = found.get().rstrip()
+        return {"text/plain": text, "text/html": f"<pre>{html.escape(text)}</pre>"}
+
+    def line(self, text: str) -> None:
+        print(text, flush=True)
+
 
 def _wrapped(notes: Mapping[str, str], width: int) -> list[str]:
     """Lines of "name value", never broken between the two, the most important first."""
@@ -94,7 +146,8 @@ def _wrapped(notes: Mapping[str, str], width: int) -> list[str]:
 
 
 class Display:
-    """Lines of text; on a terminal they scroll above a bar with what a run looks like now."""
+    """Lines of text; on a terminal they scroll above a bar with the current values of a run, which
+    in a notebook stands above them."""
 
     def __init__(
         self,
@@ -106,8 +159,8 @@ class Display:
         console = console or Console()
         self._steps_per_epoch = steps_per_epoch
         self._bar: _Bar | None = None
-        if console.is_terminal:
-            self._bar = _Bar(console)
+        if console.is_jupyter or console.is_terminal:
+            self._bar = _CellBar() if console.is_jupyter else _Bar(console)
             self._task = self._bar.add_task("", total=total, completed=done)
 
     def __enter__(self) -> "Display":
@@ -121,7 +174,7 @@ class Display:
 
     def line(self, text: str) -> None:
         if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.line(text)
         else:
             print(text, flush=True)
 
@@ -138,10 +191,15 @@ class Display:
 
 
 def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """The items, with a bar that is gone when they are; on a terminal alone."""
+    """The items, with a bar that is gone when they are; on a terminal and in a notebook alone."""
     console = Console()
-    if not console.is_terminal:
+    if console.is_jupyter:
+        with _CellBar() as cell:
+            cell.notes = {what: ""}
+            yield from cell.track(items, total=total)
+        cell.clear()
+    elif not console.is_terminal:
         yield from items
-        return
-    with Progress(console=console, transient=True) as bar:
-        yield from bar.track(items, total=total, description=what)
+    else:
+        with Progress(console=console, transient=True) as bar:
+            yield from bar.track(items, total=total, description=what)

@@ -1,4 +1,4 @@
-"""What training tells: the console, TensorBoard and metrics.jsonl, each by its cadence."""
+"""What training reports: console, TensorBoard and metrics.jsonl, each at its own interval."""
 
 import contextlib
 import math
@@ -23,7 +23,7 @@ _FINAL = (("eval", "precision_at_1"), ("eval", "cross_entropy"), ("train", "loss
 
 
 class Log:
-    """Reads each call's metrics once the next call is on its way, and tells them by cadence."""
+    """Reads each call's metrics once the next call is dispatched, and reports them when due."""
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class Log:
         first: int,
         bound: float = math.inf,
     ):
-        """`first` is the step that the run begins or goes on with; `diverged` makes the error of a
-        run that has, as one does whose average loss is above `bound`."""
+        """`first` is the step with which the run begins or resumes; `diverged` makes the exception
+        for a run that has diverged, as where its average loss is above `bound`."""
         self._bound = bound
         self._dead_since: dict[str, int] = {}  # layers without a gradient
         self._warned_of: set[str] = set()
@@ -63,7 +63,7 @@ class Log:
     def describe(
         self, params: Any, rows: Sequence[overview.LayerRow], class_names: Sequence[str]
     ) -> None:
-        """Tells what is about to be trained."""
+        """Reports what is about to be trained: parameters, layers, config."""
         self._class_names, self._layers = class_names, steps.layer_names(params)
         table = overview.markdown(rows)
         self.line(get_parameter_overview(params, include_stats=False))
@@ -74,26 +74,26 @@ class Log:
     def __enter__(self) -> "Log":
         """Starts the clock."""
         self._display.__enter__()
-        self._time = time.monotonic()  # up to when it is accounted for
+        self._time = time.monotonic()  # up to which time is accounted for
         return self
 
     def __exit__(self, *error: object) -> None:
         self._display.__exit__()
 
     def detail(self, number: int) -> steps.Detail:
-        """What step `number` is to tell."""
+        """The auxiliary outputs that are due at step `number`."""
         cadence = self._config.summaries
         if _due(cadence.images, number) or _due(cadence.histograms, number):
             return steps.Detail.TENSORS
         return steps.Detail.SCALARS if _due(cadence.scalars, number) else steps.Detail.NONE
 
     def next_due(self, number: int) -> float:
-        """The next step after `number` that is to tell something; infinite where none will."""
+        """The next step after `number` at which a summary is due; infinite where none will be."""
         steps_on = [(number // every + 1) * every for every in self._cadences()]
         return min(steps_on, default=math.inf)
 
     def shortest(self) -> float:
-        """Steps from one that tells something to the next, at most; infinite where none does."""
+        """The shortest interval between summaries, in steps; infinite where there are none."""
         return min(self._cadences(), default=math.inf)
 
     def _cadences(self) -> list[int]:
@@ -101,8 +101,8 @@ class Log:
         return [n for n in (cadence.scalars, cadence.images, cadence.histograms) if n]
 
     def note(self, number: int, metrics: steps.Metrics, aux: dict[str, Any]) -> None:
-        """Takes the metrics, [steps] each, of a call that has been dispatched and begins with step
-        `number`, and what that step tells; reads those of the call before."""
+        """Takes the metrics, [steps] each, of a call that was dispatched and begins with step
+        `number`, and the auxiliary outputs of that step; reads those of the call before."""
         self.flush()
         self._unread = number, metrics, aux
 
@@ -136,7 +136,8 @@ class Log:
             self._write_images(number, aux)
 
     def _check(self, number: int, loss: float, dead: np.ndarray) -> None:
-        """Raises what `diverged` makes where a run cannot recover, or says it once."""
+        """Where a run cannot recover, raises what `diverged` makes, or, where it is to continue,
+        prints that once."""
         if not math.isfinite(loss):
             before = f"; it was finite in the steps {self._first} to {number - 1}"
             self._found(
@@ -220,13 +221,13 @@ class Log:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Keeps the time of compiling, saving and evaluating out of the seconds per batch."""
+        """Keeps the time within it (compiling, saving, evaluating) out of the seconds per batch."""
         start = time.monotonic()
         yield
         self._time += time.monotonic() - start
 
     def fed(self, waited: float, occupancy: float) -> None:
-        """A call waited so many seconds for its inputs; the `occupancy` of the prefetch, 0 to 1."""
+        """Seconds that a call waited for its inputs; and the prefetch occupancy, 0 to 1."""
         self._scalar_pace.wait(waited)
         self._occupancy = occupancy
 
@@ -239,7 +240,7 @@ def _due(every: int, number: int) -> bool:
 
 
 class _Pace:
-    """The mean seconds of a step since it was last asked for."""
+    """The mean seconds per step since `take` was last called."""
 
     def __init__(self):
         self._reset()
@@ -254,7 +255,7 @@ class _Pace:
         self._waiting += seconds
 
     def take(self) -> tuple[float, float]:
-        """Seconds a step, and the share of them in which it waited for data."""
+        """Seconds per step, and the fraction of them spent waiting for data."""
         seconds = max(self._seconds, 1e-9)
         result = seconds / self._steps, min(1.0, self._waiting / seconds)
         self._reset()

@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard and the report, drawn small and fast: uint8 arrays [H, W, 3]."""
+"""Pictures for TensorBoard and the report, drawn by Pillow: uint8 arrays [H, W, 3]."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,7 +70,7 @@ def filters(kernel: np.ndarray, columns: int = 8) -> np.ndarray:
 def confusion(
     matrix: np.ndarray, names: Sequence[str], dark: bool = False, scale: int = 1
 ) -> np.ndarray:
-    """int [n, n], labels as rows: shares of each row as shades of blue, with the counts inside.
+    """int [n, n], labels as rows: fractions of each row as shades of blue, with the counts inside.
 
     Where there are more than `MAX_NAMED` classes, there is room for neither names nor counts.
     `dark` is for pages of that kind; `scale` is for screens with smaller pixels.

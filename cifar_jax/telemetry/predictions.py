@@ -1,4 +1,4 @@
-"""What a model says about a split, image by image, and how good that is. Plain numpy."""
+"""A model's predictions on a split, and metrics of them, in plain numpy."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,8 @@ def confusion(predictions: Predictions, num_classes: int) -> np.ndarray:
 
 
 def recalls(matrix: np.ndarray) -> np.ndarray:
-    """float [num_classes]: the share of each label's images that were given it; NaN without any."""
+    """float [num_classes]: the recall of each class, the fraction of its images that are predicted
+    as it; NaN for a class without images."""
     count = matrix.sum(1)
     return np.where(count > 0, matrix.diagonal() / np.maximum(count, 1), np.nan)
 
@@ -41,7 +42,7 @@ class Calibration(NamedTuple):
 
     images: np.ndarray  # int [bins]
     confidence: np.ndarray  # float [bins], the mean probability; NaN in an empty bin
-    accuracy: np.ndarray  # float [bins], the share that is right; NaN in an empty bin
+    accuracy: np.ndarray  # float [bins], the fraction that is right; NaN in an empty bin
 
     @property
     def error(self) -> float:

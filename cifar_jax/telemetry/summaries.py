@@ -1,4 +1,4 @@
-"""What a run writes down: TensorBoard's events and metrics.jsonl, from a thread of its own."""
+"""Summaries: TensorBoard's events and metrics.jsonl, written by a separate thread."""
 
 import errno
 import math
@@ -18,7 +18,7 @@ from cifar_jax.errors import reason
 from cifar_jax.workdir import records
 
 _BUCKETS = 50
-MAX_BYTES = 1 << 26  # of pictures and histograms that wait for the disk; more are left out
+MAX_BYTES = 1 << 26  # of images and histograms that wait for the disk; more are left out
 MAX_WAITING = 100_000  # summaries; of more, scalars are left out, too
 RETRY_SECONDS = 30.0  # after a failure, before the disk is tried again
 CLOSE_SECONDS = 60.0  # for what waits at the end; a disk that hangs must not keep a run for ever
@@ -31,11 +31,11 @@ class _Job(NamedTuple):
 
 
 class Writer:
-    """Takes summaries without waiting for the disk, and writes them in their order.
+    """Queues summaries without waiting for the disk, and writes them in their order.
 
-    What was taken is on disk after `close`, if the disk takes it in time. A disk that is full
+    They are on disk after `close`, if the disk takes them in time. A disk that is full
     or a folder that is gone costs summaries and one line of warning, never the run; writing is
-    tried again with the next summary. A disk that is too slow costs pictures and histograms, and
+    tried again with the next summary. A disk that is too slow costs images and histograms, and
     scalars only when very many wait. Of several processes the first one writes; the others' are
     dropped.
     """
@@ -43,7 +43,7 @@ class Writer:
     def __init__(self, workdir: Path, kind: str, resumed_at: int | None = None):
         """`kind` names the records and the folder of events: "train", "eval", …
 
-        With `resumed_at`, what an earlier process wrote of that step and later ones is taken back.
+        With `resumed_at`, what an earlier process wrote for that step and later ones is removed.
         """
         self._workdir, self._kind, self._resumed_at = workdir, kind, resumed_at
         self.writes = jax.process_index() == 0
@@ -87,12 +87,12 @@ class Writer:
             self._say_once("Summaries come faster than they can be written: scalars are left out.")
 
     def _tag(self, name: str) -> str:
-        """The tutorial's, of an evaluation's accuracy."""
+        """TensorBoard's tag of a scalar: an evaluation's accuracy keeps the tutorial's."""
         evaluated = self._kind != "train" and name.startswith("accuracy")
         return name.replace("accuracy", "precision_at_1") if evaluated else name
 
     def histogram(self, step: int, name: str, values: Any) -> None:
-        """Of any array. NaN and infinity are left out, and their number is told as a scalar."""
+        """Of any array. NaN and infinity are left out, and their number is written as a scalar."""
 
         def write():
             from tensorboardX import summary
@@ -168,7 +168,7 @@ class Writer:
         # One alone may be larger.
         if self._queue.qsize() >= MAX_WAITING or (self._bytes and self._bytes + size > MAX_BYTES):
             self._say_once(
-                "Summaries come faster than they can be written: pictures and histograms are "
+                "Summaries come faster than they can be written: images and histograms are "
                 "thinned out."
             )
         else:
@@ -179,10 +179,10 @@ class Writer:
             self._bytes += size
         self._queue.put(_Job(write, size))
 
-    def _say_once(self, text: str, of: str = "") -> None:
-        """`of` names what it tells, where the text differs from time to time."""
-        if self.writes and (of or text) not in self._said:
-            self._said.add(of or text)
+    def _say_once(self, text: str, key: str = "") -> None:
+        """`key` identifies the warning, where its text differs from time to time."""
+        if self.writes and (key or text) not in self._said:
+            self._said.add(key or text)
             print(text, file=sys.stderr, flush=True)
 
     # -- the thread --
@@ -213,7 +213,7 @@ class Writer:
             self._say_once(
                 f"Summaries cannot be written to {self._workdir}: {reason(error)}. "
                 f"{what} goes on without.",
-                of="disk",
+                key="disk",
             )
         except Exception as error:
             self._bug = error
@@ -252,7 +252,7 @@ def _is_same(
 
 
 def _utf8(text: str) -> str:
-    """As protocol buffers want it; a path or a name of a class may hold any bytes."""
+    """Text that protocol buffers accept; a path or a class name may hold any bytes."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -291,9 +291,8 @@ def histogram(values: np.ndarray) -> dict[str, Any]:
 
 
 class Average:
-    """The tutorial's moving average of a scalar: decay 0.9, and as if it had begun long ago.
-
-    (tf.train.ExponentialMovingAverage of a tensor, which makes up for its first value of 0.)
+    """The tutorial's moving average of a scalar: decay 0.9, corrected for its initial value of 0,
+    as tf.train.ExponentialMovingAverage does for a tensor.
     """
 
     def __init__(self, decay: float = 0.9):
@@ -310,5 +309,5 @@ class Average:
         return self._sum / self._weight
 
     def restart(self, average: float) -> None:
-        """As after very many values of `average`."""
+        """Continues as after very many values of `average`."""
         self._sum, self._weight = average, 1.0

@@ -1,4 +1,4 @@
-"""What each checkpoint of a run is worth: `python -m cifar_jax.workdir WORKDIR`. Needs no JAX."""
+"""Verifies each checkpoint of a run: `python -m cifar_jax.workdir WORKDIR`. Needs no JAX."""
 
 import sys
 from pathlib import Path

@@ -1,12 +1,12 @@
-"""The folder of a run's checkpoints: which there are, and what each is worth.
+"""The folder of a run's checkpoints: which there are, and whether each is whole.
 
-    python -m cifar_jax.workdir WORKDIR      # lists them
+    python -m cifar_jax.workdir WORKDIR      # verifies them
 
 `folder/<step>/` is one checkpoint, and appears only when it is sealed: it was read back, all its
 files and names are on disk, and so is a manifest of their SHA-256 sums and its step. What does not
-match its manifest is damaged; it is not used, and a training run that passes over it renames it to
+match its manifest is damaged; it is not used, and a training run that skips it renames it to
 `<step>.damaged`. Nothing here is deleted but what retention no longer keeps and what a killed
-process has not written to the end. Needs no JAX, and knows nothing of training.
+process left unfinished. Needs no JAX, and knows nothing of training.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def steps(folder: Path) -> list[int]:
 def newest(folder: Path, report: Report) -> int | None:
     """The last step whose checkpoint is whole, or None; each damaged one is reported.
 
-    Raises UserError where one cannot be read now, which says nothing about what it is worth.
+    Raises UserError where one cannot be read now, and so may be whole or damaged.
     """
     for step in reversed(steps(folder)):
         try:
@@ -59,7 +59,7 @@ def newest(folder: Path, report: Report) -> int | None:
 
 
 def check(path: Path) -> str:
-    """What is damaged of the checkpoint at `path`; '' if its files are those of its manifest.
+    """What is damaged in the checkpoint at `path`; '' if its files match its manifest.
 
     Raises FileNotFoundError where the checkpoint is gone, and UserError where it cannot be read.
     """
@@ -77,7 +77,7 @@ def _problem(path: Path) -> str:
     sizes = dict(_files(path))
     links = [name for name, size in sizes.items() if size < 0]
     if links:
-        return f"{links[0]} is no file of ours but a link or a device"
+        return f"{links[0]} is a link or a device, not a file"
     try:
         step, sums = _read_manifest(path / MANIFEST)
     except ValueError as error:
@@ -99,7 +99,7 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, tuple[int, str]]]:
     """The step, and size and SHA-256 of each file. Raises ValueError where that is not there."""
     found = files.read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
-        raise ValueError("it is no list of files")
+        raise ValueError("it is not a list of files")
     if type(found.get("step")) is not int or not found["files"]:
         raise ValueError("it has no step or no files")
     sums = {}
@@ -177,14 +177,14 @@ def seal(folder: Path, step: int) -> None:
 
 
 def remove(folder: Path, step: int) -> None:
-    """For retention: the name goes first, so that nobody takes what is left for a checkpoint."""
+    """For retention: the name goes first, so that what is left is not taken for a checkpoint."""
     going = folder / f"{step}{_REMOVING}"
     (folder / str(step)).rename(going)
     shutil.rmtree(going, ignore_errors=True)
 
 
 def clear_remains(folder: Path) -> None:
-    """Removes what a killed process has not written, or not removed, to the end."""
+    """Removes what a killed process left half written or half removed."""
     for path in folder.iterdir():
         step, _, rest = path.name.partition(".")
         if _STEP.fullmatch(step) and f".{rest}".startswith((UNSEALED, _REMOVING)):
@@ -208,15 +208,16 @@ def has_any(folder: Path) -> bool:
 
 
 def all_set_aside(folder: Path) -> list[str]:
+    """The names of all checkpoints that were set aside, sorted."""
     names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
     return sorted(n for n in names if re.match(r"[0-9]+(\.damaged|\.superseded)", n))
 
 
-# -- how the run stands --------------------------------------------------------------------------
+# -- the run's status ----------------------------------------------------------------------------
 
 
 class Status(NamedTuple):
-    """What training says of itself in status.json."""
+    """The state of training, as in status.json."""
 
     good: int | None = None  # the last checkpoint that later steps have proven good
     finished: int | None = None  # the step at which training has ended

@@ -1,4 +1,4 @@
-"""What a workdir says of its run: config.json, with the dataset, versions and devices."""
+"""A workdir's config.json: the config of the run, its dataset, versions and devices."""
 
 import contextlib
 import importlib.metadata
@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cifar_jax import files
-from cifar_jax.config import check_fields, flat, validate
+from cifar_jax.config import flat, recipe, resolve
 from cifar_jax.data import sources, splits
 from cifar_jax.data.dataset import Description
 from cifar_jax.errors import UsageError, UserError, reason
@@ -34,7 +34,7 @@ _IDENTITY = (
     "optim.decoupled_decay",
     "optim.groups",
 )
-# Where the same images lie on this machine, and how they get to the device.
+# Where the same images are stored on this machine, and how they get to the device.
 _MACHINE = (
     "cluster",
     "join_seconds",
@@ -45,13 +45,13 @@ _MACHINE = (
     "data.num_threads",
     "data.prefetch",
 )
-# What decides whether the optimiser's state holds a velocity.
+# What decides whether the optimiser's state holds a momentum buffer.
 _STATE = {"optim.momentum": bool}
 
 
 def store(config: ConfigDict, workdir: Path, step: int, device: str, dataset: Description) -> None:
-    """Writes the resolved config with `dataset`, versions, git commit and `device`, as what holds
-    from `step` on; what held before stays on record under "changes".
+    """Writes the resolved config with `dataset`, versions, git commit and `device`, as valid
+    from `step` on; earlier values are kept under "changes".
 
     The data folder is written in full: evaluation may start elsewhere, or without $CIFAR_JAX_DATA.
 
@@ -83,8 +83,8 @@ def store(config: ConfigDict, workdir: Path, step: int, device: str, dataset: De
 
 
 def _changes(path: Path, record: dict[str, Any], step: int) -> list[dict[str, Any]]:
-    """What has changed in the course of the run until `record` holds from `step` on: for each
-    change the step, and the fields as they were and are. What a run went back over is not kept."""
+    """The changes in the course of the run, up to `record` from `step` on: for each the step, and
+    the fields as they were and are. Those of steps that the run went back before are dropped."""
     try:
         stored = files.read_json(path)
         changes = list(stored.pop("changes", []))
@@ -92,7 +92,7 @@ def _changes(path: Path, record: dict[str, Any], step: int) -> list[dict[str, An
         while changes and changes[-1]["step"] >= step:
             held |= changes.pop()["was"]
     except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
-        return []  # there is none, or none of ours
+        return []  # no config.json, or not ours
     now = flat(json.loads(json.dumps(record)))
     different = [name for name in held | now if held.get(name) != now.get(name)]
     if not step or not different:
@@ -134,7 +134,7 @@ def load_dataset(workdir: Path) -> Description | None:
 
 @contextlib.contextmanager
 def _reading(workdir: Path) -> Iterator[None]:
-    """Makes of whatever a damaged config.json leads to a UserError; FileNotFoundError stays."""
+    """Turns any error that a damaged config.json causes into a UserError; not FileNotFoundError."""
     try:
         yield
     except FileNotFoundError:
@@ -158,9 +158,7 @@ def _check_version(workdir: Path, record: dict[str, Any]) -> None:
         )
 
 
-def load_for_eval(
-    workdir: Path, default: ConfigDict, overrides: dict[str, Any], *, wait: bool
-) -> ConfigDict:
+def load_for_eval(workdir: Path, overrides: Mapping[str, Any], *, wait: bool) -> ConfigDict:
     """The stored config with `overrides` from the command line, and defaults for newer fields.
 
     Where there is none yet it is waited for, or UserError raised without `wait`.
@@ -173,15 +171,14 @@ def load_for_eval(
         stored = load(workdir)
     except FileNotFoundError:
         raise UserError(f"{workdir} has no {FILE}: nothing was trained there.") from None
-    config = ConfigDict(default.to_dict())
+    config = recipe("default")
     try:
         config.update(stored)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{workdir / FILE} has a field of another type: {error}.") from error
     trained = flat(config)
     config.update_from_flattened_dict(overrides)
-    check_fields(config, default)
-    validate(config)
+    config = resolve(config)
     if config.data.validation:
         _check_held_out(config, trained)
     return config

@@ -1,6 +1,6 @@
 """Pytrees on disk: written by Orbax in the background, read back, and sealed.
 
-What is on disk then, and what it is worth: `checkpoint.py`.
+The layout on disk, and how it is verified: `checkpoint.py`.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from cifar_jax.workdir import checkpoint
 _LOCK = "writer.lock"  # holds the number of the process
 _SEAL_MS = 600_000  # for all processes to have written their part
 _SHARED_SECONDS = 90.0  # until a shared file system shows what another machine wrote: NFS, 60
-_TRIES = 3  # Orbax waits by the clock on the wall, and gives up where that jumps ahead
+_TRIES = 3  # Orbax waits by the wall clock, and gives up where that jumps ahead
 
 
 def _steady_clock() -> None:
-    """Where Orbax waits, it looks at the clock on the wall: a jump ends the wait, or has it last
-    for an hour. (As of orbax-checkpoint 0.12; where it has changed, `_TRIES` is what helps.)"""
+    """Where Orbax waits, it looks at the wall clock: a jump ends the wait, or makes it last for
+    an hour. (As of orbax-checkpoint 0.12; where it has changed, `_TRIES` is what helps.)"""
     steady = types.SimpleNamespace(**{**vars(time), "time": time.monotonic})
     for name in ("future", "signaling_client"):
         with contextlib.suppress(ImportError):
@@ -100,7 +100,7 @@ class Writer:
         together: multihost.BarrierSyncFn,
         good: int | None,
     ) -> None:
-        """Waits for the last byte, seals, removes what need not be kept."""
+        """Waits for the last byte, seals the checkpoint, removes those that need not be kept."""
         try:
             write()
             if _first_process():
@@ -129,7 +129,7 @@ class Writer:
         finally:
             self._thread.shutdown()
             if self._shared:
-                with contextlib.suppress(OSError):  # of a full disk, of which was told
+                with contextlib.suppress(OSError):  # of a full disk, reported before
                     self._shared.close()
             if self._lock:
                 self._lock.close()
@@ -163,7 +163,7 @@ def _read(path: Path, template: Any) -> Any:
 
 
 def _read_part(path: Path, template: dict[str, Any]) -> Any:
-    """What of a saved pytree `template`, nested dicts, has."""
+    """The part of a saved pytree that `template`, nested dicts, describes."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         metadata = reader.metadata(path).item_metadata
         if metadata is None:
@@ -182,7 +182,7 @@ def _read_part(path: Path, template: dict[str, Any]) -> Any:
 def restore(folder: Path, step: int, like: Any, *, partial: bool = False) -> Any:
     """The pytree saved at `step`, with the structure and dtypes of `like`, as numpy arrays.
 
-    With `partial`, `like` are nested dicts, and what else was saved is passed over. Raises
+    With `partial`, `like` are nested dicts, and the rest of what was saved is ignored. Raises
     FileNotFoundError where the checkpoint is gone, and UserError where it cannot be read or holds
     another structure.
     """
@@ -243,7 +243,7 @@ def _not_written(path: Path, error: Exception) -> UserError:
     if full in str(error):
         problem, remedy = full, "make room there"
     else:
-        problem, remedy = reason(error), "mend that"
+        problem, remedy = reason(error), "fix that"
     return UserError(
         f"Checkpoint {path} could not be written: {problem}. "
         f"Earlier ones are untouched; {remedy} and start again to go on from the last."

@@ -4,8 +4,8 @@
 
 A record has `kind` ("train", "eval" or "eval_train", and "start" where a run began or was resumed),
 `step`, `time` in seconds since 1970, and its values by name. Training and evaluation may be
-different processes, and both write: each line is written whole and under a lock. Whoever may write
-to a workdir may have written anything there: what is no record is passed over.
+different processes, and both write: each line is written whole and under a lock. The file
+is untrusted: what is not a record is skipped.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ Record = dict[str, Any]
 
 _TEXTS = ("kind", "parameters", "split", "dataset")  # all other values are numbers
 _MAX_LINE = 1 << 24  # bytes
-_END_OF_TIME = 1e11  # seconds since 1970, the year 5138: a clock beyond it is none
+_END_OF_TIME = 1e11  # seconds since 1970, the year 5138: a later clock is wrong
 
 
 def read(path: Path) -> list[Record]:
-    """All records; what is not one, such as the half line of a crash, is passed over.
+    """All records; what is not one, such as the half line of a crash, is skipped.
 
     JSON has no NaN and no infinity: they are written as null, and read as NaN.
     """

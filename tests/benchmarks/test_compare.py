@@ -91,9 +91,9 @@ def check_other(other, weights, expected):
     other.evaluate(1)
     assert task.disagreements(other.outcome(), expected) == []
     # A ten-thousandth of the way, which float32 can tell where a bias began at 0.
-    average, new = other.averages()["conv1"]["bias"], expected["updated/conv1/bias"]
-    assert task.relative_rms(average, (1 - task.AVERAGE_DECAY) * new) < 1e-3
-    kernels = other.averages()["local3"]["kernel"], weights["local3"]["kernel"]
+    average, new = other.ema()["conv1"]["bias"], expected["updated/conv1/bias"]
+    assert task.relative_rms(average, (1 - task.EMA_DECAY) * new) < 1e-3
+    kernels = other.ema()["local3"]["kernel"], weights["local3"]["kernel"]
     assert 0 < task.relative_rms(*kernels) < 1e-6
 
 

@@ -98,5 +98,5 @@ def test_odd_json_is_refused(field, value):
 def test_a_missing_field_is_refused(field):
     found = DATASET.to_json()
     del found[field]
-    with pytest.raises(ValueError, match="it is no object of"):
+    with pytest.raises(ValueError, match="it is not an object of"):
         Description.from_json(found)

@@ -89,12 +89,12 @@ def test_files_that_are_none(config, write, tmp_path):
         assert "\n" not in str(e.value)
     with (tmp_path / "test.npz").open("wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(UserError, match="it is no archive of arrays"):
+    with pytest.raises(UserError, match="it is not an archive of arrays"):
         sources.load(config.data, "test")
     with zipfile.ZipFile(tmp_path / "test.npz", "w") as archive:
         archive.writestr("images", "text")
         archive.writestr("labels", "text")
-    with pytest.raises(UserError, match="'images' is no array"):
+    with pytest.raises(UserError, match="'images' is not an array"):
         sources.load(config.data, "test")
     (tmp_path / "test.npz").unlink()
     with pytest.raises(UserError, match="test.npz: No such file"):

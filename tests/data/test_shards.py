@@ -116,7 +116,7 @@ def describe(folder, change):
 def test_a_description_of_a_stranger_is_refused_in_a_line(folder, tmp_path, change):
     copy = shutil.copytree(folder, tmp_path / "copy")
     describe(copy, change)
-    with pytest.raises(UserError, match=r"train/shards.json: it is no description of") as caught:
+    with pytest.raises(UserError, match=r"train/shards.json: it is not a description of") as caught:
         shards.open(copy, "train")
     assert "\n" not in str(caught.value)
     assert f"Delete {copy} and" in str(caught.value)
@@ -219,9 +219,9 @@ def test_other_content_of_the_same_size_is_found_when_it_is_read(tmp_path, folde
     ("content", "expected"),
     [
         (None, "there is no such file"),
-        ("{", "it is no description of shards"),
-        ('{"format": 2}', "it is no description of shards"),
-        ("[]", "it is no description of shards"),
+        ("{", "it is not a description of shards"),
+        ('{"format": 2}', "it is not a description of shards"),
+        ("[]", "it is not a description of shards"),
         ('{"format": 9}', "it is of format 9, expected format 2"),
     ],
 )

@@ -49,7 +49,7 @@ def test_switches_that_change_the_numbers_are_passed_over_with_a_line(monkeypatc
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     runtime.start()
     assert "JAX_ENABLE_X64" not in os.environ
-    assert capsys.readouterr().err.startswith("JAX_ENABLE_X64=1 is passed over: ")
+    assert capsys.readouterr().err.startswith("JAX_ENABLE_X64=1 is ignored: ")
 
 
 def test_a_user_without_a_home_has_no_cache(monkeypatch):

@@ -16,7 +16,7 @@ SCREENSHOTS = ROOT / "build" / "screenshots"
 @pytest.fixture(scope="session")
 def short_run(tmp_path_factory, data_dir):
     """The workdir of six steps with two evaluations, all summaries at every third step."""
-    config = config_lib.read_default(str(ROOT / "configs" / "default.py"))
+    config = config_lib.recipe("default")
     config.data.dir = str(data_dir)
     config.update(batch_size=16, num_steps=6)
     config.summaries.update(scalars=1, images=3, histograms=3)

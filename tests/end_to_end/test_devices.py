@@ -30,7 +30,7 @@ folder, data_dir = map(Path, sys.argv[1:])
 found = {}
 for name in ("1", "2", "4", "8", "8 split"):
     devices = int(name.split()[0])
-    config = config_lib.read_default("configs/default.py")
+    config = config_lib.recipe("default")
     config.data.dir = str(data_dir)
     config.update(batch_size=16, num_steps=100, num_devices=devices)
     config.shard_optimizer = "split" in name

@@ -2,17 +2,14 @@
 
 import pytest
 
-from cifar_jax import config as config_lib
 from cifar_jax.report import page as report_page
-from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def page(short_run):
-    default = config_lib.read_default(str(ROOT / "configs" / "default.py"))
-    return report_page.make([short_run], default, {})
+    return report_page.make([short_run])
 
 
 def test_nothing_is_left_out_of_a_whole_run(page):

@@ -15,7 +15,7 @@ from cifar_jax.errors import UsageError
 from cifar_jax.inputs import mix
 from cifar_jax.inputs.registry import IMAGE
 from cifar_jax.inputs.transform import Info
-from tests.conftest import ROOT, random_images
+from tests.conftest import random_images
 
 IMAGES, LABELS = random_images(8, seed=0)
 KEYS = jax.vmap(jax.random.fold_in, (None, 0))(
@@ -60,7 +60,7 @@ def test_the_bytes_of_the_recipes_stay(recipe, transforms, digest):
 
     They may change with what XLA makes of them on CPUs, in the last bits. With a transform, not.
     """
-    options = config_lib.read_default(str(ROOT / "configs" / f"{recipe}.py")).inputs
+    options = config_lib.recipe(recipe).inputs
     options.transforms = transforms or options.transforms
     found, targets = train(options)
     assert hashlib.sha256(found.tobytes()).hexdigest().startswith(digest)

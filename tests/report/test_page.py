@@ -34,7 +34,7 @@ OF_A_RUN = ("confusion", "classes", "reliability", "model")
 @pytest.fixture(scope="module")
 def fields():
     """The defaults as config.json has them."""
-    default = config_lib.read_default(str(ROOT / "configs" / "default.py"))
+    default = config_lib.recipe("default")
     return json.loads(default.to_json())
 
 

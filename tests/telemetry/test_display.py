@@ -2,6 +2,8 @@
 
 import io
 import re
+import sys
+import types
 
 import pytest
 from rich.console import Console
@@ -52,6 +54,44 @@ def test_on_a_terminal_lines_scroll_above_a_bar_with_notes(terminal):
 def test_a_bar_for_whatever_takes_long(terminal):
     assert list(display.track(iter("ab"), 2, "Evaluating")) == ["a", "b"]
     assert "Evaluating" in terminal()
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """A notebook's cell: one list for each of its outputs, of all pictures that it has shown."""
+    outputs = []
+
+    def show(picture, **options):
+        assert options == {"raw": True, "display_id": True}
+        outputs.append(shown := [picture])
+        return types.SimpleNamespace(update=lambda picture, raw: shown.append(picture))
+
+    ipython = types.SimpleNamespace(display=show)
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(display=ipython))
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as ipykernel does
+    return outputs
+
+
+def test_in_a_notebook_the_bar_stays_in_its_place_and_lines_are_printed_once(cell, capsys):
+    with display.Display(total=10, done=0, steps_per_epoch=4.0) as shown:
+        shown.line("step 0, loss = [bold]4.68")
+        shown.advance(7, loss="<4.68>")
+        shown.advance(8, loss="<4.68>")
+    (pictures,) = cell
+    assert len(pictures) < 4  # not one a step
+    last = pictures[-1]["text/plain"]
+    assert re.fullmatch(r" 8/10 [━╸]+ +0:00:0\d loss <4.68>  epoch 2.0", last)
+    assert "loss &lt;4.68&gt;" in pictures[-1]["text/html"]
+    assert capsys.readouterr().out == "step 0, loss = [bold]4.68\n"
+
+
+def test_in_a_notebook_the_bar_of_an_evaluation_is_gone_at_its_end(cell, capsys):
+    assert list(display.track(iter("ab"), 2, "Evaluating")) == ["a", "b"]
+    ((_, shown, *_, last),) = cell
+    assert "Evaluating" in shown["text/plain"] and not any(last.values())
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])

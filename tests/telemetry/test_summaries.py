@@ -228,7 +228,7 @@ def test_what_waits_for_a_slow_disk_is_bounded(tmp_path, stuck, monkeypatch, cap
         one.scalars(step, {"loss": 1.0})
     assert one._bytes == 1000
     assert capsys.readouterr().err == (
-        "Summaries come faster than they can be written: pictures and histograms are thinned out.\n"
+        "Summaries come faster than they can be written: images and histograms are thinned out.\n"
     )
     for step in range(10, 30):
         one.scalars(step, {"loss": 1.0})

@@ -93,7 +93,7 @@ HARMS = [
     (lambda path: (path / "_METADATA").unlink(), "_METADATA is missing"),
     (lambda path: (path / "_METADATA").write_bytes(b""), "_METADATA is damaged"),
     (lambda path: (path / "more").write_text("x"), "more does not belong to it"),
-    (lambda path: (path / "link").symlink_to("/etc/passwd"), "link is no file of ours"),
+    (lambda path: (path / "link").symlink_to("/etc/passwd"), "link is a link or a device"),
 ]
 
 

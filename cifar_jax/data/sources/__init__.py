@@ -1,4 +1,4 @@
-"""Where images come from: a registry of sources, each of which gives the same kind of dataset.
+"""Where datasets come from: a registry of sources, each with the same interface.
 
 A new source is a file with a `Source`, a line here, and its fields in configs/default.py.
 """
@@ -34,12 +34,12 @@ def load(config: ConfigDict, split: str) -> Split:
 
     Raises UserError for files that are missing, damaged or out of reach, and for an empty split.
     """
-    return _some(find(config).load(config, _known(split)), config, split)
+    return _not_empty(find(config).load(config, _check_split(split)), config, split)
 
 
 def examples(config: ConfigDict, split: str) -> Examples:
-    """As `load`, but one image after the other where that is how they lie on disk."""
-    return _some(find(config).examples(config, _known(split)), config, split)
+    """As `load`, but one image at a time where they are stored that way."""
+    return _not_empty(find(config).examples(config, _check_split(split)), config, split)
 
 
 def find(config: ConfigDict) -> Source:
@@ -51,17 +51,17 @@ def find(config: ConfigDict) -> Source:
 
 def data_dir(config: ConfigDict) -> Path:
     """Absolute: `config.dir`, or else the source's default, $CIFAR_JAX_DATA or ~/.cache/cifar_jax
-    for most. Raises UsageError for what is no path, or where there is no home folder."""
+    for most. Raises UsageError for what is not a path, or where there is no home folder."""
     return find(config).dir(config)
 
 
-def _known(split: str) -> str:
+def _check_split(split: str) -> str:
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     return split
 
 
-def _some(found: Any, config: ConfigDict, split: str) -> Any:
+def _not_empty(found: Any, config: ConfigDict, split: str) -> Any:
     if not len(found):
         raise UserError(f"The {split} split of '{config.name}' is empty; expected images.")
     return found

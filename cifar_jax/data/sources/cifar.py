@@ -50,7 +50,7 @@ def read_cifar10(folder: Path, split: str, train_files: list[str]) -> Split:
 def _binary(archive: download.Archive, folder: Path) -> Path:
     """The folder of the binary version: `folder` itself, or in it, or downloaded into it.
 
-    Raises UserError where the version for Python or MATLAB lies there in its place.
+    Raises UserError where the version for Python or MATLAB is there instead.
     """
     if folder.name == archive.folder and folder.is_dir():
         return folder

@@ -1,4 +1,4 @@
-"""Arrays of one's own: a folder with train.npz and test.npz, as `numpy.savez` writes them.
+"""Your own arrays: a folder with train.npz and test.npz, as `numpy.savez` writes them.
 
     images       uint8 [N, H, W] or [N, H, W, C], of one size in both files; C is 1, 3 or 4
     labels       whole numbers [N], from 0 on
@@ -83,13 +83,13 @@ def _arrays(path: Path, *names: str, optional: str = "") -> dict[str, np.ndarray
         with files.opened(path) as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it is no archive of arrays")
+                raise ValueError("it is not an archive of arrays")
             if missing := [name for name in names if name not in archive]:
                 raise ValueError(f"it has no array '{missing[0]}'")
             wanted = [*names, *([optional] if optional in archive else [])]
             found = {name: archive[name] for name in wanted}
             if odd := [name for name in wanted if not isinstance(found[name], np.ndarray)]:
-                raise ValueError(f"'{odd[0]}' is no array")  # but a file of any bytes
+                raise ValueError(f"'{odd[0]}' is not an array")  # but a file of any bytes
             return found
     except Exception as error:  # numpy, zipfile and zlib have a dozen kinds for damaged bytes
         expected = "what numpy.savez wrote, with images and labels"

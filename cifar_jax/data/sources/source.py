@@ -1,4 +1,4 @@
-"""What every source has in common."""
+"""The interface of sources."""
 
 import os
 from pathlib import Path
@@ -10,8 +10,8 @@ from cifar_jax.data.dataset import Examples, Split
 
 
 class Source:
-    """Where datasets come from. Each overrides `load`, and what else differs; `config` is
-    config.data throughout, of which a source's own fields are those under its name."""
+    """A source of datasets; overrides `load`, and what else differs. `config` is config.data
+    throughout; a source's own fields are those under its name."""
 
     image_size: int | None = None  # height and width, where known before anything is read
     default_dir = "CIFAR_JAX_DATA", "~/.cache/cifar_jax"  # environment variable; else folder
@@ -20,11 +20,11 @@ class Source:
         """Raises UsageError for a value that cannot work; reads nothing."""
 
     def load(self, config: ConfigDict, split: str) -> Split:
-        """The split 'train' or 'test', which may be empty. Raises UserError."""
+        """The split 'train' or 'test', which may be empty. Raises UserError for bad files."""
         raise NotImplementedError
 
     def examples(self, config: ConfigDict, split: str) -> Examples:
-        """As `load`, but one image after the other where that is how they lie on disk."""
+        """As `load`, but one image at a time where they are stored that way."""
         return self.load(config, split)
 
     def title(self, config: ConfigDict) -> str:
@@ -32,7 +32,7 @@ class Source:
         return config.name
 
     def dir(self, config: ConfigDict) -> Path:
-        """Absolute: `config.dir`, or else the default. Raises UsageError for what is no path, or
+        """Absolute: `config.dir`, or else the default. Raises UsageError for what is not a path, or
         where there is no home folder."""
         variable, folder = self.default_dir
         return files.resolve(config.dir or os.environ.get(variable) or folder, "config.data.dir")

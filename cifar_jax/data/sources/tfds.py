@@ -36,10 +36,10 @@ class Tfds(Source):
 
 
 class Examples:
-    """A split of a prepared dataset, decoded as it is gone through.
+    """A split of a prepared dataset, decoded while iterating.
 
-    That raises UserError for an image of another size than the first, and for a label that has no
-    class.
+    Iterating raises UserError for an image of another size than the first, and for a label that
+    has no class.
     """
 
     def __init__(self, what: str, source: Any, class_names: tuple[str, ...], channels: int = 3):
@@ -152,7 +152,7 @@ def _prepare(name: str, builder: Any) -> None:
     try:
         builder.download_and_prepare(file_format="array_record")
     except (OSError, AssertionError) as error:  # no network or disk; files to fetch by hand
-        raise UserError(f"{missing}: {reason(error)}. Mend that, or {remedy}") from error
+        raise UserError(f"{missing}: {reason(error)}. Fix that, or {remedy}") from error
 
 
 def _features(name: str, features: Any) -> tuple[tuple[str, ...], int]:
