@@ -6,12 +6,15 @@ import re
 import runpy
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
+from cifar_jax import inputs, models, optim, steps
 from cifar_jax.data import sources
 from cifar_jax.errors import UsageError, UserError
+from cifar_jax.optim.groups import assign
 from cifar_jax.report import page
 from cifar_jax.workdir import description
 from tests.conftest import DATASET, ROOT
@@ -25,6 +28,22 @@ def test_every_recipe_is_valid_and_small(path, default):
     config_lib.check_fields(recipe, default)
     config_lib.validate(recipe)
     assert path.read_text().startswith('"""')
+    # What a recipe of another network says: inputs, optimiser, length. The rest are the defaults.
+    was, now = config_lib.flat(default), config_lib.flat(recipe)
+    assert sum(now[field] != was[field] for field in was) <= 20
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_pattern_of_a_recipe_has_parameters_in_its_network(path):
+    recipe = config_lib.read_default(str(path))
+    jax.eval_shape(optim.make_optimizer(recipe.optim, 1.0, 10).init, parameters(recipe))
+
+
+def parameters(recipe):
+    """Their shapes, for CIFAR-10."""
+    model = steps.make_model(recipe, num_classes=10)
+    shape = inputs.image_shape(recipe.inputs)
+    return jax.eval_shape(lambda: models.init(model, jax.random.key(0), shape))["params"]
 
 
 def test_the_fast_recipe_follows_its_number_of_epochs():
@@ -33,6 +52,30 @@ def test_the_fast_recipe_follows_its_number_of_epochs():
     assert (few.num_epochs, many.num_epochs) == (5, 20)
     assert few.optim.warmup_epochs / many.optim.warmup_epochs == pytest.approx(0.25)
     assert few.inputs.random_crop.max_shift < many.inputs.random_crop.max_shift
+
+
+def test_airbench_sums_the_losses_of_any_batch():
+    """Its rates and decays, of the sum of a batch's losses, as those of the mean."""
+    get_config = runpy.run_path(str(ROOT / "configs" / "airbench94.py"))["get_config"]
+    for batch, config in ((2_000, get_config()), (250, get_config("250"))):
+        assert config.batch_size == batch
+        groups = assign(parameters(config), config.optim)
+        for name, rate in (
+            ("whiten/bias", 0.053),
+            ("group1/norm1/bias", 0.053),
+            ("group3/norm2/bias", 0.053),
+            ("linear/kernel", 0.67),
+        ):
+            assert groups[name].learning_rate == pytest.approx(rate * batch)
+            assert groups[name].weight_decay == pytest.approx(2e-6 * batch / rate / batch)
+            assert groups[name].epochs == (3 if name == "whiten/bias" else 0)
+            assert (groups[name].name, groups[name].momentum) == ("sgd", 0.85)
+        assert groups["whiten/kernel"].name == "frozen"
+        kernels = [group for name, group in groups.items() if "conv" in name]
+        assert len(kernels) == 6
+        for group in kernels:
+            assert (group.name, group.learning_rate, group.momentum) == ("muon", 0.24, 0.6)
+            assert (group.muon_steps, group.fixed_norm, group.nesterov) == (3, True, True)
 
 
 def test_a_batch_by_the_device(default):
