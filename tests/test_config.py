@@ -35,7 +35,7 @@ def test_every_recipe_is_valid_and_small(path, default):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_pattern_of_a_recipe_has_parameters_in_its_network(path):
-    recipe = config_lib.read_default(str(path))
+    recipe = config_lib.recipe(path)
     jax.eval_shape(optim.make_optimizer(recipe.optim, 1.0, 10).init, parameters(recipe))
 
 
