@@ -236,7 +236,8 @@ def test_offline_the_first_use_says_what_to_do(tmp_path):
 )
 def test_a_recipe_with_a_mistake(recipe, message, tmp_path):
     (tmp_path / "recipe.py").write_text(
-        "from configs import default\n\n\ndef get_config():\n    config = default.get_config()\n"
+        "from cifar_jax.config import recipe\n\n\n"
+        "def get_config():\n    config = recipe('default')\n"
         f"    {recipe}\n    return config\n"
         if "del" not in recipe
         else ""

@@ -102,7 +102,7 @@ def trained(request, tmp_path_factory):
     case = CASES[request.param]
     write(folder, case.shape)
     config = configured(case, folder)
-    return Trained(config, folder / "run", train.train(config, folder / "run"))
+    return Trained(config, folder / "run", train.train(config, folder / "run").state)
 
 
 def state_bytes(state):
@@ -111,7 +111,7 @@ def state_bytes(state):
 
 def test_a_resumed_run_has_the_bytes_of_the_uninterrupted_one(trained, tmp_path):
     shutil.copytree(trained.workdir, tmp_path / "run")
-    state = train.train(trained.config, tmp_path / "run", from_step=2)
+    state = train.train(trained.config, tmp_path / "run", from_step=2).state
     assert state_bytes(state) == state_bytes(trained.state)
 
 
@@ -128,8 +128,7 @@ def test_ema_and_raw_are_evaluated_and_reported(trained, capsys):
     averaged, raw = (r for r in known if r["kind"] == "eval")
     assert np.isfinite([averaged["cross_entropy"], raw["cross_entropy_raw"]]).all()
 
-    default = config_lib.read_default(str(ROOT / "configs" / "default.py"))
-    made = page.make([trained.workdir], default, {})
+    made = page.make([trained.workdir])
     kinds = ("gradient-norm", "update-ratio", "sparsity", "confusion", "reliability", "model")
     assert {path.stem for path in made.parent.glob("*.png")} >= set(kinds)
     text = made.read_text()
@@ -165,7 +164,7 @@ for devices in (1, 2, 4):
     config.summaries.update(scalars=1, images=0, histograms=0)
     config.checkpoint.every_steps = 0
     workdir = Path(sys.argv[1]) / str(devices)
-    state = train(config, workdir)
+    state = train(config, workdir).state
     losses = [r["loss"] for r in records.read(workdir / records.FILE) if r["kind"] == "train"]
     found[devices] = losses, state.model_state["batch_stats"]["group3"]["norm2"]["var"].tolist()
 Path(sys.argv[1], "found.json").write_text(json.dumps(found))
