@@ -30,15 +30,16 @@ def recipe(name: str | os.PathLike[str]) -> ConfigDict:
     path = _recipe_path(name, "The recipe")
     if not path.is_file():
         raise unknown("recipe", name, sorted(each.stem for each in files.RECIPES.glob("*.py")))
-    get_config = runpy.run_path(str(path))["get_config"]
+    get_config = runpy.run_path(str(path)).get("get_config")
+    if get_config is None:
+        raise UsageError(f"The recipe {path} has no function get_config.")
     return get_config(argument) if argument else get_config()
 
 
 def _recipe_path(name: str, what: str) -> Path:
-    """Where a file of that name is not there, `quickstart` is configs/quickstart.py."""
-    path = files.resolve(name, what)
+    """`quickstart` is configs/quickstart.py, wherever the program was started."""
     ours = files.RECIPES / f"{name}.py"
-    return ours if ours.is_file() and not path.is_file() else path
+    return ours if ours.is_file() else files.resolve(name, what)
 
 
 def from_flags(argv: list[str]) -> tuple[ConfigDict, dict[str, Any], list[str]]:
@@ -74,7 +75,7 @@ def _config_path(arg: str) -> str:
 def _parse_error(error: Exception) -> UsageError:
     text = " ".join(str(error).replace("\\n", " ").split())
     if text.endswith("has no attribute 'get_config'"):
-        return UsageError("The file of --config has no function get_config.")
+        return UsageError("The recipe of --config has no function get_config.")
     if place := re.search(r'File "([^"]+)", line (\d+), in get_config', text):
         last = str(error).strip().splitlines()[-1].partition(": ")[2]
         return UsageError(f"--config={place[1]}, line {place[2]}: {last}")

@@ -211,7 +211,7 @@ def _loop(run: Training, state: steps.TrainState, log: Log, saver: Saver) -> ste
     config, mesh = run.config, run.mesh
     feed, dataset = make_feed(config, run.data, mesh)
     wanted = config.steps_per_call or replicas.steps_per_call(mesh)
-    full = int(min(wanted, log.shortest(), saver.shortest()))
+    full = int(min(wanted, log.next_due(0), saver.next_due(0)))
     number = first = int(state.step)
     with (
         contextlib.closing(feed),

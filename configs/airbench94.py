@@ -10,11 +10,11 @@ rates that follow it.
 
 import ml_collections
 
-from configs import default
+from cifar_jax.config import recipe
 
 
 def get_config(batch_size: str = "2000") -> ml_collections.ConfigDict:
-    config = default.get_config()
+    config = recipe("default")
     config.model.name = "airbench"
     config.batch_size = int(batch_size)
     config.num_epochs = 8.0

@@ -8,11 +8,11 @@ Rate, momentum, decay, batch and length: Zagoruyko and Komodakis, Wide Residual 
 
 import ml_collections
 
-from configs import default
+from cifar_jax.config import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = default.get_config()
+    config = recipe("default")
     config.model.name = "resnet18"
     config.batch_size = 128
     config.num_epochs = 200.0

@@ -121,11 +121,17 @@ def test_stopped_while_it_compiles_a_run_keeps_the_checkpoint_that_it_has(
     assert int(train(config, tmp_path).state.step) == 6
 
 
-def test_recipes_by_name_and_by_path(tmp_path):
+def test_recipes_by_name_and_by_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "default").touch()  # no recipe of ours
+    assert config_lib.recipe("default").seed == 0
     assert config_lib.recipe("fast:5").num_epochs == 5
     own = tmp_path / "own.py"
     own.write_text((ROOT / "configs" / "quickstart.py").read_text())
     assert config_lib.recipe(own).to_dict() == config_lib.recipe("quickstart").to_dict()
+    own.write_text("config = 1")
+    with pytest.raises(UsageError, match="own.py has no function get_config."):
+        config_lib.recipe(own)
     with pytest.raises(UsageError, match="Unknown recipe 'quikstart'. Did you mean 'quickstart'?"):
         config_lib.recipe("quikstart")
 

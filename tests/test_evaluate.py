@@ -95,10 +95,11 @@ def test_views_are_averaged_and_reported_apart(config, workdir, capsys, views):
     assert lines == expected
 
 
-def test_images_that_were_held_out_have_a_curve_of_their_own(config, workdir):
-    config.data.validation = 0.2
-    evaluate.evaluate(config, workdir, once=True, split="validation")
-    (record,) = records(workdir, "eval_validation")
+def test_images_that_were_held_out_have_a_curve_of_their_own(config, tmp_path):
+    config.data.validation, config.num_steps = 0.2, 3
+    train.train(config, tmp_path)
+    evaluate.evaluate(config, tmp_path, once=True, split="validation")
+    (record,) = records(tmp_path, "eval_validation")
     assert (record["split"], record["images"]) == ("validation", 18)
 
 
@@ -252,7 +253,8 @@ def test_other_images_make_a_curve_of_their_own(config, workdir, data_dir, tmp_p
     (own,) = records(workdir)
     other_images(config, tmp_path / "other", data_dir)
     capsys.readouterr()
-    evaluate.evaluate(config, workdir, once=True, own_data=False)
+    overrides = {"data.dir": config.data.dir}
+    evaluate.evaluate(None, workdir, once=True, overrides=overrides)
     assert records(workdir) == [own]
     (kind,) = {path.name for path in (workdir / "tensorboard").glob("eval_*")}
     (record,) = records(workdir, kind)

@@ -116,10 +116,6 @@ class Saver:
         minutes = self._checkpoint.every_minutes
         return SAVE if minutes and time.monotonic() - self._time >= 60 * minutes else 0
 
-    def shortest(self) -> float:
-        """Steps from one checkpoint to the next; infinite where they come by the clock alone."""
-        return self._checkpoint.every_steps or math.inf
-
     def next_due(self, step: int) -> float:
         """The next step after `step` to be saved by its number; infinite where none will be."""
         every = self._checkpoint.every_steps

@@ -89,16 +89,10 @@ class Log:
 
     def next_due(self, number: int) -> float:
         """The next step after `number` at which a summary is due; infinite where none will be."""
-        steps_on = [(number // every + 1) * every for every in self._cadences()]
-        return min(steps_on, default=math.inf)
-
-    def shortest(self) -> float:
-        """The shortest interval between summaries, in steps; infinite where there are none."""
-        return min(self._cadences(), default=math.inf)
-
-    def _cadences(self) -> list[int]:
         cadence = self._config.summaries
-        return [n for n in (cadence.scalars, cadence.images, cadence.histograms) if n]
+        all_of_them = (cadence.scalars, cadence.images, cadence.histograms)
+        steps_on = [(number // every + 1) * every for every in all_of_them if every]
+        return min(steps_on, default=math.inf)
 
     def note(self, number: int, metrics: steps.Metrics, aux: dict[str, Any]) -> None:
         """Takes the metrics, [steps] each, of a call that was dispatched and begins with step

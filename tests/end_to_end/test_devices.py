@@ -40,7 +40,7 @@ for name in ("1", "2", "4", "8", "8 split"):
     config.eval.batch_size = 16
     workdir = folder / name
     with contextlib.closing(Evaluator(config, workdir)) as evaluator:
-        state = train(config, workdir)
+        state = train(config, workdir).state
         count = len(evaluator.predict(state.variables).labels)
         accuracy = evaluator.evaluate(100)
 
