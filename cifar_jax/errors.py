@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+_CHOICES = 20  # that a message lists
+
 
 class UserError(Exception):
     """One line: what was wrong, what was expected, what to do. `main.py` prints it and exits 1."""
@@ -57,7 +59,9 @@ def unknown(kind: str, name: object, choices: Iterable[object]) -> UsageError:
     names = [str(choice) for choice in choices]
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return UsageError(f"Unknown {kind} '{name}'.{hint} Choices: {', '.join(names)}.")
+    more = len(names) - _CHOICES
+    listed = [*names[:_CHOICES], f"and {more} more"] if more > 0 else names
+    return UsageError(f"Unknown {kind} '{name}'.{hint} Choices: {', '.join(listed)}.")
 
 
 def exit_code(program: Callable[[], None], debug: bool = False) -> int:

@@ -1,6 +1,7 @@
 """The evaluation loop over the checkpoints of a workdir."""
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -56,24 +57,31 @@ class Evaluator:
                 f"--num_examples={num_examples}, but the {split} split has {len(self.data):,}."
             )
         self.model = steps.make_model(config, len(self.data.class_names))
-        dataset = description.load_dataset(workdir) or splits.describe(
-            config.data, splits.open(config.data, "train", config.seed)
-        )
-        self.inputs = inputs.make(
-            config.inputs, self.data.shape, dataset.mean, dataset.std, config.seed
-        )
-        self._like = jax.eval_shape(
-            lambda: models.init(self.model, jax.random.key(0), self.inputs.image_shape)
-        )
         self._mesh = replicas.make_mesh(config.num_devices)
-        self._steps = {views: self._make_step(views) for views in {1, config.eval.views}}
+        self._steps: dict[int, Callable] = {}  # by their number of views
         self._workdir, self._own_data = workdir, own_data
         self._facts: dict[str, str | int] = {}  # what is measured, known once there is a writer
         self._writer: summaries.Writer | None = None  # opened by the first evaluation
 
-    def _make_step(self, views: int) -> Callable:
-        step = partial(steps.predict_step, model=self.model, inputs=self.inputs, views=views)
-        return replicas.data_parallel(step, self._mesh, sharded={1: 0}, per_image=True)
+    @functools.cached_property
+    def inputs(self) -> inputs.Inputs:
+        """By the dataset that the workdir describes, from its run's first step on."""
+        dataset, config = description.load_dataset(self._workdir), self._config
+        mean, std = (dataset.mean, dataset.std) if dataset else (None, None)
+        return inputs.make(config.inputs, self.data.shape, mean, std, config.seed)
+
+    @functools.cached_property
+    def _like(self) -> steps.Variables:
+        shape = self.inputs.image_shape
+        return jax.eval_shape(lambda: models.init(self.model, jax.random.key(0), shape))
+
+    def _step(self, views: int) -> Callable:
+        if views not in self._steps:
+            step = partial(steps.predict_step, model=self.model, inputs=self.inputs, views=views)
+            self._steps[views] = replicas.data_parallel(
+                step, self._mesh, sharded={1: 0}, per_image=True
+            )
+        return self._steps[views]
 
     def restore(self, step: int) -> steps.Variables:
         """The EMA of the checkpoint `step`, or the raw parameters and model state where they were
@@ -95,7 +103,7 @@ class Evaluator:
             every = display.track(every, -(-self._num_examples // size), "Evaluating")
         for image, label, mask in every:
             batch = replicas.put({"image": image, "label": label}, sharding)
-            batch = self._steps[views](variables, batch)
+            batch = self._step(views)(variables, batch)
             found.append({name: values[mask] for name, values in jax.device_get(batch).items()})
         labels = self.data.labels[: self._num_examples]
         return Predictions(

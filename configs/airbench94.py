@@ -4,8 +4,10 @@
 
 Every number is that of airbench94_muon, and so is the network. What differs: it computes in
 float16 (`--config.dtype=bfloat16` comes close), shuffles in another order, and averages the six
-views' logits, not their probabilities. `--config=configs/airbench94.py:250` is another batch, with
-rates that follow it.
+views' logits, not their probabilities. Its 94.0% are by its author's account.
+
+`--config=configs/airbench94.py:125` is another batch, with rates that follow it: 160 steps of that
+take 2 CPU cores about three minutes, precision @ 1 = 0.757, over six views 0.762 (one seed).
 """
 
 import ml_collections

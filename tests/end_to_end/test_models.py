@@ -4,7 +4,6 @@ of which none knows them."""
 import contextlib
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -34,19 +33,18 @@ NARROW = {
 
 class Case(NamedTuple):
     recipe: str
-    argument: tuple[str, ...]
     shape: tuple[int, int, int]
     inputs: dict
 
 
 RESIZED = {"size": (24, 32), "transforms": ("random_resized_crop", "flip", "standardize")}
 CASES = {
-    "airbench 28x28x1": Case("airbench94", ("8",), (28, 28, 1), {"size": (28, 28)}),
-    "cnn 48x64x3": Case("default", (), (48, 64, 3), RESIZED),
-    "cnn 28x28x1": Case("default", (), (28, 28, 1), {}),
-    "airbench 32x32x3": Case("airbench94", ("8",), (32, 32, 3), {}),
-    "resnet 32x32x3": Case("resnet", (), (32, 32, 3), {}),
-    "resnet 48x64x3": Case("resnet", (), (48, 64, 3), {"size": (48, 64)}),
+    "airbench 28x28x1": Case("airbench94:8", (28, 28, 1), {"size": (28, 28)}),
+    "cnn 48x64x3": Case("default", (48, 64, 3), RESIZED),
+    "cnn 28x28x1": Case("default", (28, 28, 1), {}),
+    "airbench 32x32x3": Case("airbench94:8", (32, 32, 3), {}),
+    "resnet 32x32x3": Case("resnet", (32, 32, 3), {}),
+    "resnet 48x64x3": Case("resnet", (48, 64, 3), {"size": (48, 64)}),
 }
 FAST = 2  # of them
 
@@ -72,15 +70,13 @@ def write(folder, shape):
 
 def configured(case, folder):
     """Its recipe for the images in `folder`: 4 steps of 8, one program."""
-    get_config = runpy.run_path(str(ROOT / "configs" / f"{case.recipe}.py"))["get_config"]
-    config = get_config(*case.argument)
+    config = config_lib.recipe(case.recipe)
     config.data.update(name="npz", dir=str(folder))
     config.inputs.update(case.inputs)
     config.update(batch_size=8, num_steps=4, num_devices=1, log_every_steps=1)
     config.summaries.update(scalars=1, images=1, histograms=1)
     config.checkpoint.every_steps = 2
     config.eval.batch_size = 16
-    config_lib.validate(config)
     return config
 
 
@@ -139,10 +135,11 @@ def test_ema_and_raw_are_evaluated_and_reported(trained, capsys):
 
 
 PROGRAM = """
-import functools, json, runpy, sys
+import functools, json, sys
 from pathlib import Path
 from cifar_jax.devices import runtime
 runtime.start()
+from cifar_jax import config as config_lib
 from cifar_jax import models
 from cifar_jax.models.airbench import Airbench
 from cifar_jax.train import train
@@ -151,7 +148,7 @@ from cifar_jax.workdir import records
 models._MODELS["airbench"] = functools.partial(Airbench, widths=(4, 4, 4))
 found = {}
 for devices in (1, 2, 4):
-    config = runpy.run_path("configs/airbench94.py")["get_config"]("8")
+    config = config_lib.recipe("airbench94:8")
     config.data.update(name="npz", dir=sys.argv[1])
     config.inputs.size = (28, 28)
     config.update(num_steps=12, num_devices=devices)
