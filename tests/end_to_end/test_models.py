@@ -147,11 +147,12 @@ from cifar_jax.workdir import records
 
 models._MODELS["airbench"] = functools.partial(Airbench, widths=(4, 4, 4))
 found = {}
-for devices in (1, 2, 4):
+for name in ("1", "2", "4", "4 split"):
     config = config_lib.recipe("airbench94:8")
     config.data.update(name="npz", dir=sys.argv[1])
     config.inputs.size = (28, 28)
-    config.update(num_steps=12, num_devices=devices)
+    config.update(num_steps=12, num_devices=int(name[0]))
+    config.shard_optimizer = "split" in name
     config.optim.learning_rate /= 10  # noise amplifies no rounding yet
     config.optim.groups = tuple(
         {**group, "learning_rate": group["learning_rate"] / 10} if "learning_rate" in group
@@ -160,17 +161,18 @@ for devices in (1, 2, 4):
     )
     config.summaries.update(scalars=1, images=0, histograms=0)
     config.checkpoint.every_steps = 0
-    workdir = Path(sys.argv[1]) / str(devices)
+    workdir = Path(sys.argv[1]) / name
     state = train(config, workdir).state
     losses = [r["loss"] for r in records.read(workdir / records.FILE) if r["kind"] == "train"]
-    found[devices] = losses, state.model_state["batch_stats"]["group3"]["norm2"]["var"].tolist()
+    found[name] = losses, state.model_state["batch_stats"]["group3"]["norm2"]["var"].tolist()
 Path(sys.argv[1], "found.json").write_text(json.dumps(found))
 """
 
 
 @pytest.mark.slow
 def test_batch_statistics_are_those_of_all_devices(tmp_path):
-    """12 steps of airbench's recipe on 1, 2 and 4: its flips, groups and running averages too."""
+    """12 steps of airbench's recipe on 1, 2 and 4, with its flips, groups and running averages; and
+    with the optimiser's state split over them."""
     write(tmp_path, (28, 28, 1))
     flags = "--xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags}
@@ -185,6 +187,6 @@ def test_batch_statistics_are_those_of_all_devices(tmp_path):
     assert "Training on 4 CPU devices." in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     assert len(found["1"][0]) == 12
-    for devices in ("2", "4"):
-        for several, one in zip(found[devices], found["1"], strict=True):
+    for name in ("2", "4", "4 split"):
+        for several, one in zip(found[name], found["1"], strict=True):
             np.testing.assert_allclose(several, one, rtol=1e-3)
