@@ -11,6 +11,7 @@ import numpy as np
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 MAX_SIDE = 1 << 14  # of an image, in pixels
 _MAX_IMAGES, _MAX_CLASSES = 1 << 40, 1 << 20
+_LOAD_IMAGES = 10_000
 _CHUNK_IMAGES = 2_000  # measured at once; below 2**16, which keeps their sums within uint32
 
 
@@ -121,6 +122,16 @@ class Description:
             {split: whole_number(n, 1, _MAX_IMAGES) for split, n in found["sizes"].items()},
             *moments,
         )
+
+
+def read_all(images: Images) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """What `images.load()` gives, read in order, `_LOAD_IMAGES` at once."""
+    pixels = np.empty((len(images), *images.shape), np.uint8)
+    labels = np.empty(len(images), np.int32)
+    for start in range(0, len(images), _LOAD_IMAGES):
+        part = np.arange(start, min(start + _LOAD_IMAGES, len(images)))
+        pixels[part], labels[part] = images.read(part)
+    return pixels, labels, images.class_names
 
 
 # -- measuring -----------------------------------------------------------------------------------

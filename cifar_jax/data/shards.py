@@ -22,7 +22,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from cifar_jax import files
-from cifar_jax.data.dataset import CHANNELS, MAX_SIDE, Examples, text, whole_number
+from cifar_jax.data.dataset import CHANNELS, MAX_SIDE, Examples, read_all, text, whole_number
 from cifar_jax.errors import UserError, reason
 
 FORMAT = 2
@@ -32,7 +32,6 @@ _MAX_BYTES = 1 << 50  # of a file
 _LABEL_BYTES = 4
 _FILE_FIELDS = ("images", "bytes", "ends")  # ends: see `_ends`
 _REPORT_EVERY = 1_000  # images
-_LOAD_IMAGES = 10_000  # at once: records and their images are in memory together
 # A record by itself, as no read wants its neighbours; images hardly compress.
 _WRITE = "group_size:1,uncompressed"
 # Without reading ahead, which random access would throw away.
@@ -90,12 +89,7 @@ class Shards:
 
     def load(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """All images, labels and the class names, for a split that fits into memory."""
-        images = np.empty((len(self), *self.shape), np.uint8)
-        labels = np.empty(len(self), np.int32)
-        for start in range(0, len(self), _LOAD_IMAGES):
-            part = np.arange(start, min(start + _LOAD_IMAGES, len(self)))
-            images[part], labels[part] = self.read(part)
-        return images, labels, self.class_names
+        return read_all(self)
 
     def _open_file(self, number: int) -> Any:
         path, expected = self._paths[number], int(np.diff(self._starts)[number])

@@ -12,12 +12,11 @@ from ml_collections import ConfigDict
 
 from cifar_jax import files
 from cifar_jax.data import batches, shards, sources
-from cifar_jax.data.dataset import Description, Images, Split
+from cifar_jax.data.dataset import Description, Images, Split, read_all
 from cifar_jax.errors import UsageError, unknown
 
 NAMES = ("train", "validation", "test")
 _DRAW = np.array(2**64 - 1, np.uint64)  # keys the permutation that draws them, as no epoch does
-_LOAD_IMAGES = 10_000  # at once
 
 
 class Part:
@@ -35,12 +34,7 @@ class Part:
         return self.of.read(self._indices[indices])
 
     def load(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        images = np.empty((len(self), *self.shape), np.uint8)
-        labels = np.empty(len(self), np.int32)
-        for start in range(0, len(self), _LOAD_IMAGES):
-            part = np.arange(start, min(start + _LOAD_IMAGES, len(self)))
-            images[part], labels[part] = self.read(part)
-        return images, labels, self.class_names
+        return read_all(self)
 
 
 def open(config: ConfigDict, split: str, seed: int) -> Images:

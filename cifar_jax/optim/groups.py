@@ -67,7 +67,11 @@ def _group(field: str, base: dict[str, Any], given: Any) -> Group:
             raise unknown(f"field in {where}", name, ("params", *_FIELDS))
     patterns = given["params"]
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    group = Group(**{**base, **given, "params": patterns})
+    fields = {**base, **given}
+    betas = fields["betas"]
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UsageError(f"{where}.betas = {betas!r}, expected two numbers from 0 to below 1.")
+    group = Group(**{**fields, "params": patterns, "betas": tuple(betas)})
     if group.name not in NAMES:
         raise unknown(f"{where}.name", group.name, NAMES)
     for name, end in (("momentum", 1), *((n, math.inf) for n in ("epochs", *_NUMBERS))):

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from cifar_jax.data import shards
+from cifar_jax.data import dataset, shards
 from cifar_jax.data.dataset import Split
 from cifar_jax.errors import UserError
 from tests.conftest import NAMES, NUM_TRAIN, random_images
@@ -62,7 +62,7 @@ def test_outside_of_the_split_is_an_index_error(folder, indices):
 
 
 def test_all_images_are_read_a_part_at_a_time(monkeypatch, data, folder):
-    monkeypatch.setattr(shards, "_LOAD_IMAGES", 40)
+    monkeypatch.setattr(dataset, "_LOAD_IMAGES", 40)
     images, labels, _ = shards.open(folder, "train").load()
     np.testing.assert_array_equal(images, data[0])
     np.testing.assert_array_equal(labels, data[1])

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cifar_jax.data import shards, sources, splits
+from cifar_jax.data import dataset, shards, sources, splits
 from cifar_jax.errors import UsageError
 from tests.conftest import NUM_TEST, NUM_TRAIN
 
@@ -73,7 +73,7 @@ def test_unknown_splits(config):
 
 @pytest.mark.parametrize("split", splits.NAMES)
 def test_shards_hold_the_same_images_out(config, tmp_path, monkeypatch, split):
-    monkeypatch.setattr(splits, "_LOAD_IMAGES", 7)
+    monkeypatch.setattr(dataset, "_LOAD_IMAGES", 7)
     config.data.validation = 0.25
     expected = splits.load(config.data, split, 5)
     for name in sources.SPLITS:

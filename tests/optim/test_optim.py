@@ -129,6 +129,8 @@ DEEP = {"block1": {"conv": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}}}
         ({"groups": ({"params": "*", "momentum": 1.0},)}, "momentum = 1.0, expected from 0"),
         ({"groups": ({"params": "*"}, {"params": "*/bias"})}, "no parameter: earlier groups"),
         ({"groups": ({"params": "*", "nesterov": True},)}, "nesterov is set without"),
+        ({"betas": (0.9, 1.0)}, r"config.optim.betas = \(0.9, 1.0\), expected two numbers"),
+        ({"groups": ({"params": "*", "betas": (0.9,)},)}, "expected two numbers from 0 to below 1"),
         ({"name": "muon"}, "conv1/kernel has the shape"),
     ],
 )
