@@ -69,14 +69,16 @@ assert file.fileno() > 2, file.fileno()
 
 
 def test_what_the_terminal_cannot_show_is_escaped():
-    code = r"from cifar_jax import streams; streams.protect(); print('\udcff é'); print('–')"
+    code = (
+        r"from cifar_jax.telemetry import streams; streams.protect(); print('\udcff é'); print('–')"
+    )
     done = run(code, PYTHONIOENCODING="ascii", LC_ALL="C")
     assert (done.returncode, done.stdout) == (0, "\\udcff \\xe9\n\\u2013\n")
 
 
 def test_a_terminal_stays_one():
     leader, follower = os.openpty()
-    code = "import sys; from cifar_jax import streams; streams.protect()\n"
+    code = "import sys; from cifar_jax.telemetry import streams; streams.protect()\n"
     code += "print(sys.stdout.isatty(), sys.stdout.fileno(), sys.stdout.line_buffering)\n"
     code += "print(sys.stderr.isatty(), sys.stderr.fileno(), sys.stderr.line_buffering)"
     command = [sys.executable, "-c", code]

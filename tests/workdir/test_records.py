@@ -67,7 +67,7 @@ def test_drop_keeps_the_rest(path):
 def test_several_processes_lose_no_line(path):
     """Two append while this one drops what nobody wrote, which replaces the file every time."""
     code = (
-        "import sys; from pathlib import Path; from cifar_jax import records\n"
+        "import sys; from pathlib import Path; from cifar_jax.workdir import records\n"
         "for step in range(100):\n"
         "    records.append(Path(sys.argv[1]), {'kind': sys.argv[2], 'step': step})\n"
     )
