@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -71,8 +72,8 @@ def state_shardings(state: TrainState, mesh: Mesh, shard_optimizer: bool) -> Tra
     whole = jax.tree.map(lambda _: NamedSharding(mesh, P()), state)
     if not shard_optimizer:
         return whole
-    opt_state, ema = (replicas.zero1_shardings(x, mesh) for x in (state.opt_state, state.ema))
-    return whole.replace(opt_state=opt_state, ema=ema)
+    split = (replicas.zero1_shardings(tree, mesh) for tree in (state.opt_state, state.ema))
+    return whole.replace(**dict(zip(("opt_state", "ema"), split, strict=True)))
 
 
 def predict(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Array:
@@ -141,7 +142,7 @@ def train_step(
     gradients, model_state, metrics, aux = replicas.on_replicas(gradient, mesh, sharded={3: 0})(
         state.params, state.model_state, state.step, batch, dataset or {}
     )
-    metrics["dead"] = without_gradient(gradients)
+    metrics["dead"] = without_gradient(gradients) & learning(state.params, config.optim)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     l2 = optim.l2_penalty(state.params, config.optim)
     metrics |= {
@@ -268,15 +269,25 @@ def over_microbatches(function: Callable, batch: Batch, count: int) -> tuple[Any
 
 
 def layer_names(params: Any) -> list[str]:
-    """The paths of the modules that have parameters of their own, sorted."""
-    return sorted({name.rpartition("/")[0] for name in paths.flatten(params)})
+    """The paths of the modules that have parameters of their own, sorted; a parameter of the model
+    itself counts as one."""
+    return list(_by_layer(params))
 
 
-def _by_layer(tree: Any) -> dict[str, list[jax.Array]]:
-    layers: dict[str, list[jax.Array]] = {name: [] for name in layer_names(tree)}
+def _by_layer(tree: Any) -> dict[str, list[Any]]:
+    layers: dict[str, list[Any]] = {}
     for name, leaf in paths.flatten(tree).items():
-        layers[name.rpartition("/")[0]].append(leaf)
-    return layers
+        layers.setdefault(name.rpartition("/")[0] or name, []).append(leaf)
+    return dict(sorted(layers.items()))
+
+
+def learning(params: Any, config: ConfigDict) -> np.ndarray:
+    """bool [layers], in the order of `layer_names`: whether any parameter of the layer is not
+    frozen by `config.optim.groups`."""
+    groups = paths.unflatten(optim.assign(params, config))
+    return np.array(
+        [any(group.name != "frozen" for group in layer) for layer in _by_layer(groups).values()]
+    )
 
 
 def without_gradient(gradients: Any) -> jax.Array:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from cifar_jax import config as config_lib
 from cifar_jax import files, models, optim, steps
 from cifar_jax import inputs as inputs_lib
-from cifar_jax.data import feeds, splits
+from cifar_jax.data import batches, feeds, splits
 from cifar_jax.data.dataset import Description, Images, Split
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError, reason
@@ -32,6 +32,7 @@ from cifar_jax.telemetry.log import Log
 from cifar_jax.workdir import description, records
 
 _FIT_IMAGES = 5_000  # by which a model may initialise parameters
+_FIT_DRAW = np.array(2**64 - 2, np.uint64)  # the permutation that draws them: no epoch's
 
 
 class Training(NamedTuple):
@@ -105,7 +106,7 @@ def train(
             print(f"Training has already ended at step {first}.")
             saver.finish(first)
             saver.tell()
-            return Result(state, saver.folder / str(first))
+            return Result(jax.tree.map(jnp.asarray, state), saver.folder / str(first))
         if from_step is not None or restart:
             _forget_evaluations(workdir, first)
         progress = display.Display(run.num_steps, first, len(run.data) / config.batch_size)
@@ -148,9 +149,11 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
     )
     variables = models.init(model, jax.random.key(config.seed), inputs.image_shape)
     if hasattr(model, "init_from_data"):
-        images, _ = data.read(np.arange(min(_FIT_IMAGES, len(data))))
-        first = np.asarray(inputs.evaluate(jnp.asarray(images))[0])
-        variables = models.init_from_data(model, variables, first)
+        # Drawn, as a dataset may be sorted by class; and of one process, to the last bit.
+        drawn = np.arange(min(_FIT_IMAGES, len(data)))
+        images, _ = data.read(np.sort(batches.permute(drawn, len(data), config.seed, _FIT_DRAW)))
+        seen = np.asarray(inputs.evaluate(jnp.asarray(images))[0])
+        variables = replicas.broadcast(models.init_from_data(model, variables, seen))
     state = steps.init_state(variables, optimizer)
     return Training(config, data, dataset, num_steps, step, state)
 

@@ -148,6 +148,11 @@ def request(value: int, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, local, (mesh.size,))
 
 
+def broadcast(tree: Any) -> Any:
+    """The arrays of process 0, in every process. All must call this."""
+    return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
+
+
 def gather(value: Any) -> np.ndarray:
     """The `value` of every process, numbers of one shape: [processes, …]. All must call this."""
     if jax.process_count() == 1:

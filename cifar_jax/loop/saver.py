@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from cifar_jax import optim, steps
+from cifar_jax import steps
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, UserError, reason
 from cifar_jax.workdir import checkpoint, pytrees
@@ -33,7 +34,7 @@ class Saver:
         self._writer = pytrees.Writer(
             folder, self._checkpoint.keep, self._checkpoint.keep_every_steps
         )
-        self._all_finite = jax.jit(optim.all_finite)
+        self._all_finite = jax.jit(all_finite)
 
     def restore(
         self, state: steps.TrainState, from_step: int | None = None, restart: bool = False
@@ -125,7 +126,7 @@ class Saver:
         """Starts to save; returns what `after_checkpoint` does. With `healthy`, all steps since the
         last checkpoint were, and it has proven good. Raises Diverged and UserError."""
         # The loss is of the parameters before the update, and does not show yet what that did.
-        if not self._all_finite(state.params):
+        if not self._all_finite(state.variables):
             if self._stops:
                 raise self.diverged(f"The parameters are no longer finite after step {step - 1}")
             healthy = False
@@ -171,3 +172,8 @@ class Saver:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no value of `tree` is NaN or infinite; a bool scalar."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -121,8 +121,3 @@ def l2_penalty(params: Any, config: ConfigDict) -> jax.Array:
     for decay, squares in by_decay.items():
         total = total + 0.5 * decay * jnp.sum(jnp.array(squares))
     return total
-
-
-def all_finite(tree: Any) -> jax.Array:
-    """Whether no value of `tree` is NaN or infinite; a bool scalar."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -32,7 +32,6 @@ _IDENTITY = (
     "inputs.standardize.by",
     "optim.name",
     "optim.decoupled_decay",
-    "optim.groups",
 )
 # Where the same images are stored on this machine, and how they get to the device.
 _MACHINE = (
@@ -45,8 +44,16 @@ _MACHINE = (
     "data.num_threads",
     "data.prefetch",
 )
-# What decides whether the optimiser's state holds a momentum buffer.
-_STATE = {"optim.momentum": bool}
+# Of these, only what decides which arrays the optimiser's state holds.
+_STATE = {
+    "optim.momentum": bool,
+    "optim.groups": lambda groups: [
+        {name: bool(value) if name == "momentum" else value for name, value in group.items()}
+        | dict.fromkeys(("learning_rate", "weight_decay", "epochs", "nesterov", "betas"))
+        for group in groups
+        if isinstance(group, dict)
+    ],
+}
 
 
 def store(config: ConfigDict, workdir: Path, step: int, device: str, dataset: Description) -> None:

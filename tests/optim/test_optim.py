@@ -180,11 +180,6 @@ def test_the_tutorials_staircase_is_136718_steps(default):
     assert [float(schedule(n)) for n in (0, 136_717, 136_718)] == pytest.approx([0.1, 0.1, 0.01])
 
 
-@pytest.mark.parametrize(("value", "expected"), [(1.0, True), (np.nan, False), (-np.inf, False)])
-def test_all_finite(value, expected):
-    assert bool(optim.all_finite({"a": jnp.ones(3), "b": jnp.array([0.0, value])})) is expected
-
-
 def test_a_deep_network_is_not_listed_whole(options):
     layers = {f"layer{n:02}": {"kernel": jnp.ones(1)} for n in range(25)}
     options.decay_params = ("layer30/kernal",)
