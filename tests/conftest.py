@@ -12,6 +12,7 @@ from cifar_jax import runtime
 
 runtime.start()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 
 import jax  # noqa: E402  (after the runtime)
 
