@@ -114,6 +114,13 @@ def test_the_ema_stops_at_its_decay():
     np.testing.assert_allclose(average["conv1"]["bias"], 0.5 + 0.5)
 
 
+def test_an_ema_without_decay_is_the_variables():
+    """Exactly: a - (a - v) is not v where the two differ in size."""
+    start = jax.tree.map(lambda p: jnp.full_like(p, 1e8), PARAMS)
+    average = ema.update(start, PARAMS, 1, 0.0)
+    jax.tree.map(np.testing.assert_array_equal, average, PARAMS)
+
+
 DEEP = {"block1": {"conv": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}}}
 
 
