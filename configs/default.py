@@ -102,13 +102,13 @@ def get_config() -> ml_collections.ConfigDict:
     optim.final_factor = 0.0  # cosine, linear: the last rate / learning_rate
     optim.warmup_epochs = 0.0  # linear from 0, before any of the schedules
     optim.label_smoothing = 0.0  # of the labels' weight, spread over all classes
-    optim.weight_decay = 0.004  # L2 on the parameters of decay_params
+    optim.weight_decay = 0.004  # L2 on the parameters of decay_params, which mean nothing with 0.0
     optim.decay_params = ("local3/kernel", "local4/kernel")  # paths; * is any text: '*/kernel'
     optim.decoupled_decay = False  # True: beside the gradient, not in it, and times the rate alone
     # Parameters to be updated otherwise, as {'params': '*/bias', 'name': 'frozen'}; of the groups
     # that match a parameter the first has it. A group may set name, learning_rate, momentum,
-    # nesterov, betas, weight_decay, decoupled_decay, epochs (at whose end its own schedule ends),
-    # and for muon muon_steps (5) and fixed_norm (False).
+    # nesterov, betas, weight_decay, decoupled_decay, epochs (at whose end its own schedule ends:
+    # linear or cosine), and for muon muon_steps (5) and fixed_norm (False).
     optim.groups = ()
     optim.ema_decay = 0.9999  # of the EMA of parameters and model state, once its warm-up is over
 

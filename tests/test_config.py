@@ -128,6 +128,8 @@ def test_every_field_is_read_by_the_code(default):
         ("optim.momentum", 1.0, "config.optim.momentum = 1.0, expected less than 1."),
         ("optim.ema_decay", 1.0, "config.optim.ema_decay = 1.0, expected less than 1."),
         ("optim.nesterov", True, "nesterov is set without config.optim.momentum"),
+        ("optim.betas", ("a", "b"), "betas = ('a', 'b'), expected two numbers from 0 to below 1."),
+        ("optim.decay_params", (5,), "decay_params = (5,), expected patterns of paths"),
         ("inputs.size", (33, 33), "inputs.size = (33, 33) is larger than the images, 32x32."),
         ("inputs.transforms", ("flp",), "'flp'. Did you mean 'flip'?"),
         ("model.name", "cnnn", "Unknown config.model.name 'cnnn'. Did you mean 'cnn'?"),

@@ -85,7 +85,8 @@ def _validate_number(path: str, value: float) -> None:
 
 def _validate_list(transforms: tuple[Any, ...]) -> None:
     for entry in transforms:
-        if not isinstance(entry, str) and not (isinstance(entry, tuple) and len(entry) == 2):
+        pair = isinstance(entry, tuple) and len(entry) == 2
+        if not all(isinstance(name, str) for name in (entry if pair else (entry,))):
             raise UsageError(
                 f"config.inputs.transforms has {entry!r}, expected a name, or two of them in "
                 "brackets for a random order."
@@ -105,6 +106,11 @@ def _validate_list(transforms: tuple[Any, ...]) -> None:
     if len(crops) > 1:
         raise UsageError(
             f"config.inputs.transforms has '{crops[0]}' and '{crops[1]}', expected one crop."
+        )
+    if crops and "standardize" in listed[: listed.index(crops[0])]:  # an evaluation crops first
+        raise UsageError(
+            f"config.inputs.transforms has 'standardize' before '{crops[0]}', expected the crop "
+            "first."
         )
     pairs = [entry for entry in transforms if isinstance(entry, tuple)]
     for name in names(tuple(pairs)):

@@ -11,10 +11,12 @@ VIEWS = (1, 2, 6, 10)
 def crops(images: jax.Array, size: Size, count: int) -> list[jax.Array]:
     """Of [B, H, W, C], `count` crops [B, *size, C], the central one first.
 
-    2: also mirrored. 6: the centre, and one pixel up and left and down and right of it with the
-    edges reflected, and all of them mirrored (Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single
-    GPU, section 3.5). 10: the centre and the four corners, and all of them mirrored (Krizhevsky et
-    al., ImageNet Classification with Deep CNNs, section 4.1).
+    2: also mirrored. 6: the centre, and one pixel up and left and down and right of it, and all of
+    them mirrored (Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, section 3.5). What lies
+    beyond `images` is reflected; where they come padded, as by `random_crop`, the edge of a shifted
+    crop is the padding, and with its `fill="zero"` that is zeros. 10: the centre and the four
+    corners, and all of them mirrored (Krizhevsky et al., ImageNet Classification with Deep CNNs,
+    section 4.1).
     """
     height, width = size
     bottom, right = images.shape[1] - height, images.shape[2] - width

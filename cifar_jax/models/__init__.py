@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from cifar_jax.errors import UsageError, reason
 from cifar_jax.models import activations, airbench, cnn, resnet
 
 _MODELS: dict[str, type[nn.Module]] = {
@@ -22,6 +23,7 @@ _MODELS: dict[str, type[nn.Module]] = {
     "airbench": airbench.Airbench,
 }
 NAMES = tuple(_MODELS)
+_LARGE = 256  # pixels of a side: what fails there, too, is not for want of pixels
 
 
 def create(name: str, num_classes: int, dtype: str) -> nn.Module:
@@ -30,9 +32,40 @@ def create(name: str, num_classes: int, dtype: str) -> nn.Module:
 
 
 def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Variables for images of `image_shape` (H, W, C): {"params": …, and the model's state}."""
-    # Without computing the model, but operation by operation: under `jit` the last bits may differ.
-    return dict(model.lazy_init(key, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)))
+    """Variables for images of `image_shape` (H, W, C): {"params": …, and the model's state}.
+
+    Raises UsageError for images that are too small for the model.
+    """
+    height, width, channels = image_shape
+    try:
+        # Without computing the model, but operation by operation: under `jit` the last bits may
+        # differ.
+        return dict(model.lazy_init(key, _images(height, width, channels)))
+    except (TypeError, ValueError) as error:  # as JAX has it for shapes that cannot be
+        if not _takes(model, _images(max(height, _LARGE), max(width, _LARGE), channels)):
+            raise  # it is not the size: a bug of the model
+        raise UsageError(
+            f"{type(model).__name__} cannot take images of {height}x{width}: {reason(error)}. "
+            "Choose a larger config.inputs.size."
+        ) from error
+
+
+def _images(height: int, width: int, channels: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
+
+
+def _takes(model: nn.Module, images: jax.ShapeDtypeStruct) -> bool:
+    try:
+        jax.eval_shape(model.init, jax.random.key(0), images)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def images_to_fit(model: nn.Module) -> int:
+    """How many training images `init_from_data` looks at, the first ones; 0 for a model that takes
+    none."""
+    return model.images_to_fit if hasattr(model, "init_from_data") else 0
 
 
 def init_from_data(
@@ -40,8 +73,9 @@ def init_from_data(
 ) -> dict[str, Any]:
     """`variables` with those parameters that the model takes from its training images.
 
-    `images`: float32 [N, H, W, C], standardised as for training. A model that takes none has no
-    `init_from_data(variables, images)` of its own; then `variables` as they are.
+    `images`: float32 [N, H, W, C], the first `images_to_fit(model)` of the training split,
+    standardised as for training. A model that takes some has `init_from_data(variables, images)`
+    and the number `images_to_fit` of its own; one that does not gets `variables` back.
     """
     own = getattr(model, "init_from_data", None)
     return own(variables, images) if own else variables

@@ -18,7 +18,6 @@ from cifar_jax.models.batch_norm import BatchNorm
 from cifar_jax.ops.conv import conv
 
 _WINDOW = 2  # of the whitening
-_IMAGES = 5_000  # that decide its filters
 _EPSILON = 5e-4  # added to the eigenvalues: the weakest patterns are those of noise
 
 
@@ -31,6 +30,8 @@ class Airbench(nn.Module):
     num_classes: int = 10
     dtype: str = "float32"
     widths: tuple[int, ...] = (64, 256, 256)  # channels of each group
+
+    images_to_fit = 5_000  # that decide the whitening filters; no field
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -68,10 +69,10 @@ class Airbench(nn.Module):
 
     @nn.nowrap
     def init_from_data(self, variables: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
-        """`variables` with the whitening filters of the first 5,000 `images`: float32 [N, H, W, C],
-        standardised."""
+        """`variables` with the whitening filters of the first `images_to_fit` of `images`: float32
+        [N, H, W, C], standardised."""
         params = variables["params"]
-        kernel = jnp.asarray(whitening(images[:_IMAGES]), jnp.float32)
+        kernel = jnp.asarray(whitening(images[: self.images_to_fit]), jnp.float32)
         whiten = {**params["whiten"], "kernel": kernel}
         return {**variables, "params": {**params, "whiten": whiten}}
 

@@ -11,7 +11,9 @@ def update(ema: Any, variables: Any, step: jax.Array, decay: float) -> Any:
 
     ema -= (1 - d)·(ema - variables) with d = min(decay, (1 + step)/(10 + step)), as
     tf.train.ExponentialMovingAverage does with the global step. optax.ema averages the updates
-    instead.
+    instead. With a decay of 0 it is `variables`, to the last bit.
     """
+    if decay == 0:
+        return variables
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda average, value: average - rate * (average - value), ema, variables)

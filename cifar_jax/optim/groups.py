@@ -34,8 +34,8 @@ class Group(NamedTuple):
 
 # Fields that groups alone have, with their defaults; the others are inherited from config.optim.
 _OWN = {"weight_decay": None, "epochs": 0.0, "muon_steps": 5, "fixed_norm": False}
-_NUMBERS = ("learning_rate", "weight_decay", "muon_steps")
 _FIELDS = tuple(name for name in Group._fields if name != "params")
+_WITH_END = ("linear", "cosine")  # the schedules that end
 
 
 def groups(config: ConfigDict) -> list[Group]:
@@ -52,12 +52,24 @@ def groups(config: ConfigDict) -> list[Group]:
         "decoupled_decay": config.decoupled_decay,
         **_OWN,
     }
-    found = [_group(f"groups[{i}]", base, given) for i, given in enumerate(config.groups)]
-    return [*found, _group("", base, {"params": "*"})]
+    # First, or what is wrong with an inherited value would be said of a group.
+    rest = _checked("config.optim", {"params": "*", **base})
+    if config.decay_params != ():
+        _patterns("config.optim.decay_params", config.decay_params, one=False)
+    found = []
+    for i, given in enumerate(config.groups):
+        group = _group(f"config.optim.groups[{i}]", base, given)
+        if group.epochs and config.schedule not in _WITH_END:
+            raise UsageError(
+                f"config.optim.groups[{i}].epochs = {group.epochs} ends a schedule, and "
+                f"config.optim.schedule = '{config.schedule}' has no end. Choose 'linear' or "
+                "'cosine', or leave epochs out."
+            )
+        found.append(group)
+    return [*found, rest]
 
 
-def _group(field: str, base: dict[str, Any], given: Any) -> Group:
-    where = f"config.optim.{field}".rstrip(".")
+def _group(where: str, base: dict[str, Any], given: Any) -> Group:
     if not hasattr(given, "items") or "params" not in given:
         raise UsageError(
             f"{where} = {given!r}, expected a dict as {{'params': '*/bias', 'name': 'frozen'}}."
@@ -65,24 +77,56 @@ def _group(field: str, base: dict[str, Any], given: Any) -> Group:
     for name in given:
         if name not in ("params", *_FIELDS):
             raise unknown(f"field in {where}", name, ("params", *_FIELDS))
-    patterns = given["params"]
-    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     fields = {**base, **given}
-    betas = fields["betas"]
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+    if fields["name"] == "frozen":  # nothing else of it is read
+        fields = {**base, "params": given["params"], "name": "frozen"}
+    return _checked(where, fields)
+
+
+def _checked(where: str, fields: dict[str, Any]) -> Group:
+    """The group of these fields. Raises UsageError for a type or value that cannot work."""
+    patterns, betas = _patterns(f"{where}.params", fields["params"]), fields["betas"]
+    if fields["name"] not in NAMES:
+        raise unknown(f"{where}.name", fields["name"], NAMES)
+    for name in ("nesterov", "decoupled_decay", "fixed_norm"):
+        if not isinstance(fields[name], bool):
+            raise UsageError(f"{where}.{name} = {fields[name]!r}, expected True or False.")
+    for name in ("learning_rate", "weight_decay", "epochs"):
+        value = fields[name]
+        if not _is_number(value) and not (value is None and name == "weight_decay"):
+            raise UsageError(f"{where}.{name} = {value!r}, expected a number from 0 on.")
+    if not _is_number(fields["momentum"], below=1):
+        raise UsageError(
+            f"{where}.momentum = {fields['momentum']!r}, expected a number from 0 to below 1."
+        )
+    steps = fields["muon_steps"]
+    if not isinstance(steps, int) or not _is_number(steps) or not steps:
+        raise UsageError(f"{where}.muon_steps = {steps!r}, expected a whole number from 1 on.")
+    is_pair = isinstance(betas, tuple | list) and len(betas) == 2
+    if not is_pair or not all(_is_number(beta, below=1) for beta in betas):
         raise UsageError(f"{where}.betas = {betas!r}, expected two numbers from 0 to below 1.")
     group = Group(**{**fields, "params": patterns, "betas": tuple(betas)})
-    if group.name not in NAMES:
-        raise unknown(f"{where}.name", group.name, NAMES)
-    for name, end in (("momentum", 1), *((n, math.inf) for n in ("epochs", *_NUMBERS))):
-        value = getattr(group, name)
-        if value is None and name == "weight_decay":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < end:
-            raise UsageError(f"{where}.{name} = {value!r}, expected from 0 to below {end}.")
     if group.nesterov and not group.momentum and group.name in ("sgd", "muon"):
         raise UsageError(f"{where}.nesterov is set without {where}.momentum.")
     return group
+
+
+def _patterns(field: str, value: Any, one: bool = True) -> tuple[str, ...]:
+    """Several patterns, or with `one` also a single string, as a tuple."""
+    patterns = (value,) if one and isinstance(value, str) else value
+    is_list = isinstance(patterns, tuple | list)
+    if is_list and not patterns:
+        raise UsageError(f"{field} is empty, expected patterns of paths as ('conv1/*', '*/bias').")
+    if not is_list or not all(isinstance(each, str) and each for each in patterns):
+        raise UsageError(
+            f"{field} = {value!r}, expected patterns of paths as ('conv1/*', '*/bias')."
+        )
+    return tuple(patterns)
+
+
+def _is_number(value: Any, below: float = math.inf) -> bool:
+    """Whether it is a finite number from 0 to below that."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < below
 
 
 def assign(params: Any, config: ConfigDict) -> dict[str, Group]:
@@ -114,7 +158,11 @@ def assign(params: Any, config: ConfigDict) -> dict[str, Group]:
 
 def decays(params: Any, config: ConfigDict, decoupled: bool | None = None) -> dict[str, float]:
     """The weight decay of each parameter that has one, by path; with `decoupled` True or False,
-    only where the decay is, or is not, decoupled."""
+    only where the decay is, or is not, decoupled.
+
+    Raises UsageError for a pattern of config.optim.decay_params that matches no parameter, whatever
+    the groups say; with a weight decay of 0 the patterns mean nothing and are not looked at.
+    """
     assigned, inherited = assign(params, config), set()
     if config.weight_decay:
         inherited = set(paths.matching(list(assigned), config.decay_params, "decay_params"))

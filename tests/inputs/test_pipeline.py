@@ -252,6 +252,12 @@ def test_evaluation_of_larger_pictures_is_resized(options):
         ({"transforms": (("flip", "random_crop"),)}, "has 'random_crop' in a pair"),
         ({"transforms": (("flip", "color", "cutout"),)}, "expected a name, or two of them"),
         ({"transforms": (3,)}, "has 3, expected a name"),
+        ({"transforms": (("flip", ["color"]),)}, "has ('flip', ['color']), expected a name"),
+        (
+            {"transforms": ("standardize", "flip", "random_crop")},
+            "has 'standardize' before 'random_crop', expected the crop first.",
+        ),
+        ({"transforms": (("flip", "standardize"), "central_crop")}, "before 'central_crop'"),
         (
             {"transforms": (("flip", "color"), ("contrast", "cutout"))},
             "has 2 pairs, expected one at most",

@@ -201,6 +201,16 @@ def test_standardize_by_image_or_dataset(options):
     np.testing.assert_allclose(by_dataset, (PICTURE - mean) / std, rtol=1e-5, atol=1e-6)
 
 
+def test_a_channel_that_never_varies_is_0_by_the_dataset(options):
+    """RGBA whose alpha is opaque throughout: 255 with a deviation of 0."""
+    options.standardize.by = "dataset"
+    image = jnp.concatenate([PICTURE[..., :1], jnp.full_like(PICTURE[..., :1], 255.0)], -1)
+    info = INFO._replace(mean=jnp.array([100.0, 255.0]), std=jnp.array([60.0, 0.0]))
+    found = standardize.standardize(jax.random.key(0), image, info, options)
+    np.testing.assert_allclose(found[..., 0], (PICTURE[..., 0] - 100) / 60, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found[..., 1], 0)
+
+
 def test_standardize_of_a_flat_picture_is_zero_and_finite():
     flat = jnp.full((24, 24, 3), 200.0)
     np.testing.assert_array_equal(standardize.by_image(flat), 0)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from cifar_jax import models
+from cifar_jax.errors import UsageError
 from cifar_jax.models import airbench
 from cifar_jax.models.airbench import Airbench
 from tests.models import reference
@@ -122,7 +123,32 @@ def test_whitening_is_that_of_the_data(channels):
 
 def test_a_model_without_it_starts_from_no_data():
     variables = {"params": {}}
-    assert models.init_from_data(models.create("cnn", 10, "float32"), variables, None) is variables
+    cnn = models.create("cnn", 10, "float32")
+    assert models.images_to_fit(cnn) == 0
+    assert models.init_from_data(cnn, variables, None) is variables
+
+
+def test_more_images_than_it_takes_change_nothing(monkeypatch):
+    assert models.images_to_fit(Airbench()) == 5_000
+    monkeypatch.setattr(Airbench, "images_to_fit", 3)
+    assert models.images_to_fit(Airbench()) == 3
+    model = Airbench(widths=(4,))
+    images = np.random.default_rng(0).normal(size=(5, 4, 4, 1)).astype(np.float32)
+    start = reference.random_variables(model, images.shape[1:])
+    found, expected = (models.init_from_data(model, start, x) for x in (images, images[:3]))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 32)])
+def test_too_small_an_image_is_refused(size):
+    message = f"Airbench cannot take images of {size[0]}x{size[1]}: .*larger config.inputs.size"
+    with pytest.raises(UsageError, match=message):
+        models.init(Airbench(widths=(4,)), jax.random.key(0), (*size, 3))
+
+
+def test_a_bug_of_a_model_is_no_matter_of_size():
+    with pytest.raises(TypeError, match="'float31' not understood"):
+        models.init(Airbench(dtype="float31"), jax.random.key(0), (8, 8, 3))
 
 
 @pytest.mark.parametrize("size", [2, 9, 24, 64])

@@ -1,10 +1,13 @@
 """The chain against numbers worked out by hand, and every schedule at its corners."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from cifar_jax import optim
 from cifar_jax.errors import UsageError
@@ -114,6 +117,13 @@ def test_the_ema_stops_at_its_decay():
     np.testing.assert_allclose(average["conv1"]["bias"], 0.5 + 0.5)
 
 
+def test_an_ema_without_decay_is_the_variables():
+    """Exactly: a - (a - v) is not v where the two differ in size."""
+    start = jax.tree.map(lambda p: jnp.full_like(p, 1e8), PARAMS)
+    average = ema.update(start, PARAMS, 1, 0.0)
+    jax.tree.map(np.testing.assert_array_equal, average, PARAMS)
+
+
 DEEP = {"block1": {"conv": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}}}
 
 
@@ -126,7 +136,7 @@ DEEP = {"block1": {"conv": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}}}
         ({"groups": ({"params": "*", "name": "sdg"},)}, "'sdg'. Did you mean 'sgd'"),
         ({"groups": ({"name": "sgd"},)}, "expected a dict as"),
         ({"groups": ("*/bias",)}, "expected a dict as"),
-        ({"groups": ({"params": "*", "momentum": 1.0},)}, "momentum = 1.0, expected from 0"),
+        ({"groups": ({"params": "*", "momentum": 1.0},)}, "momentum = 1.0, expected a number"),
         ({"groups": ({"params": "*"}, {"params": "*/bias"})}, "no parameter: earlier groups"),
         ({"groups": ({"params": "*", "nesterov": True},)}, "nesterov is set without"),
         ({"betas": (0.9, 1.0)}, r"config.optim.betas = \(0.9, 1.0\), expected two numbers"),
@@ -138,6 +148,75 @@ def test_what_cannot_work_is_named(options, fields, message):
     options.update(fields)
     with pytest.raises(UsageError, match=message):
         optim.make_optimizer(options, 1.0, 10).init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"params": ()}, "params is empty, expected patterns of paths as ('conv1/*', '*/bias')."),
+        ({"params": 5}, "params = 5, expected patterns"),
+        ({"params": ("*", 5)}, "params = ('*', 5), expected patterns"),
+        ({"params": ""}, "params = '', expected patterns"),
+        ({"name": 5}, "Unknown config.optim.groups[0].name '5'."),
+        ({"nesterov": "no"}, "nesterov = 'no', expected True or False."),
+        ({"decoupled_decay": 1}, "decoupled_decay = 1, expected True or False."),
+        ({"fixed_norm": None}, "fixed_norm = None, expected True or False."),
+        ({"muon_steps": 2.5}, "muon_steps = 2.5, expected a whole number from 1 on."),
+        ({"muon_steps": 0}, "muon_steps = 0, expected a whole number"),
+        ({"muon_steps": True}, "muon_steps = True, expected a whole number"),
+        ({"betas": "ab"}, "betas = 'ab', expected two numbers from 0 to below 1."),
+        ({"betas": 5}, "betas = 5, expected two numbers"),
+        ({"betas": ("a", "b")}, "betas = ('a', 'b'), expected two numbers"),
+        ({"learning_rate": np.inf}, "learning_rate = inf, expected a number from 0 on."),
+        ({"learning_rate": None}, "learning_rate = None, expected a number"),
+        ({"weight_decay": np.nan}, "weight_decay = nan, expected a number"),
+        ({"weight_decay": True}, "weight_decay = True, expected a number"),
+        ({"epochs": "3"}, "epochs = '3', expected a number"),
+        ({"epochs": 3}, "epochs = 3 ends a schedule, and config.optim.schedule = 'exponential'"),
+    ],
+)
+def test_every_field_of_a_group_has_a_type(options, group, message):
+    options.groups = ({"params": "*", **group},)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        optim.groups(options)
+
+
+def test_nothing_else_of_a_frozen_group_is_read(options):
+    rest = {"betas": [1], "epochs": "3", "momentum": 7, "muon_steps": 0, "learning_rate": 9.0}
+    options.groups = ({"params": ["*/bias"], "name": "frozen", **rest},)
+    ((moved, _),) = run(options, 1)
+    assert float(moved["conv1"]["bias"][0]) == 0.5
+    options.update(name="frozen", groups=({"params": "*/bias", **rest},))
+    ((moved, _),) = run(options, 1)
+    jax.tree.map(np.testing.assert_array_equal, moved, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("betas", ("0.9", "0.99"), "config.optim.betas = ('0.9', '0.99'), expected two numbers"),
+        ("betas", (0.9,), "config.optim.betas = (0.9,), expected two numbers"),
+        ("betas", 5, "config.optim.betas = 5, expected two numbers"),
+        ("decay_params", (5,), "config.optim.decay_params = (5,), expected patterns of paths"),
+        ("decay_params", (["*"],), "config.optim.decay_params = (['*'],), expected patterns"),
+        ("decay_params", "*/bias", "config.optim.decay_params = '*/bias', expected patterns"),
+    ],
+)
+def test_what_all_groups_inherit_has_a_type(options, field, value, message):
+    options = ConfigDict({**options.to_dict(), field: value, "groups": ({"params": "*"},)})
+    with pytest.raises(UsageError, match=re.escape(message)):
+        optim.groups(options)
+
+
+def test_patterns_of_the_decay_match_wherever_there_is_one(options):
+    options.decay_params = ("local33/kernel",)
+    options.groups = ({"params": "*", "weight_decay": 0.5},)  # of all that they could match
+    with pytest.raises(UsageError, match="'local33/kernel'. Did you mean 'local3/kernel'"):
+        optim.l2_penalty(PARAMS, options)
+    options.weight_decay = 0.0  # as the default's patterns in another network
+    assert float(optim.l2_penalty(DEEP, options)) == pytest.approx(0.5 * 0.5 * 12)
+    options.update(weight_decay=0.1, decay_params=())
+    assert float(optim.l2_penalty(DEEP, options)) == pytest.approx(0.5 * 0.5 * 12)
 
 
 def test_a_pattern_reaches_any_depth(options):
