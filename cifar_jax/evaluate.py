@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import files, inputs, models, steps
+from cifar_jax import files, models, steps
+from cifar_jax import inputs as inputs_lib
 from cifar_jax.data import batches, splits
 from cifar_jax.data.dataset import Split
 from cifar_jax.devices import replicas
@@ -64,11 +65,11 @@ class Evaluator:
         self._writer: summaries.Writer | None = None  # opened by the first evaluation
 
     @functools.cached_property
-    def inputs(self) -> inputs.Inputs:
+    def inputs(self) -> inputs_lib.Inputs:
         """By the dataset that the workdir describes, from its run's first step on."""
         dataset, config = description.load_dataset(self._workdir), self._config
         mean, std = (dataset.mean, dataset.std) if dataset else (None, None)
-        return inputs.make(config.inputs, self.data.shape, mean, std, config.seed)
+        return inputs_lib.make(config.inputs, self.data.shape, mean, std, config.seed)
 
     @functools.cached_property
     def _like(self) -> steps.Variables:
