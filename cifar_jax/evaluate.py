@@ -218,13 +218,19 @@ def evaluate(
     Returns the accuracies (top-1) by step.
 
     Where `config` is None, it is the one that the workdir holds, with `overrides` by path, as
-    {"data.dir": "~/other"}. Raises UserError for what a user can fix, as `once` without a
-    checkpoint, and Diverged where training has.
+    {"data.dir": "~/other"}, which are for that one alone. Raises UserError for what a user can fix,
+    as `once` without a checkpoint, and Diverged where training has.
     """
-    workdir, overrides = files.resolve(workdir, "--workdir"), dict(overrides or {})
+    workdir, overrides = files.resolve(workdir, "--workdir"), overrides or {}
     if config is None:
         config = description.load_for_eval(workdir, overrides, wait=not once)
+    elif overrides:
+        raise UsageError(
+            "overrides change the config that the workdir holds, but a config is given: change "
+            "that, or give None in its place."
+        )
     else:
+        config = config_lib.resolve(config)
         description.check_same_run(config, workdir)
     evaluator = Evaluator(
         config,
