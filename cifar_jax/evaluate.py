@@ -18,7 +18,7 @@ from cifar_jax import config as config_lib
 from cifar_jax import files, models, steps
 from cifar_jax import inputs as inputs_lib
 from cifar_jax.data import batches, splits
-from cifar_jax.data.dataset import Split
+from cifar_jax.data.dataset import Description, Split
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, UsageError, UserError
 from cifar_jax.telemetry import display, pictures, summaries
@@ -51,7 +51,8 @@ class Evaluator:
         config, workdir = config_lib.resolve(config), files.resolve(workdir, "--workdir")
         self._config, self._ema, self._split, self._progress = config, ema, split, progress
         self._folder = workdir / "checkpoints"
-        self.data = splits.load(config.data, split, config.seed)
+        opened = splits.open(config.data, split, config.seed)
+        self.data, self._title = Split(*opened.load()), splits.title(config.data, opened)
         self._num_examples = num_examples or len(self.data)
         if not 0 < self._num_examples <= len(self.data):
             raise UsageError(
@@ -66,10 +67,24 @@ class Evaluator:
 
     @functools.cached_property
     def inputs(self) -> inputs_lib.Inputs:
-        """By the dataset that the workdir describes, from its run's first step on."""
+        """By the dataset that the workdir describes, from its run's first step on. Raises
+        UsageError where the images are not of its classes and shape."""
         dataset, config = description.load_dataset(self._workdir), self._config
+        if dataset:
+            self._check_like(dataset)
         mean, std = (dataset.mean, dataset.std) if dataset else (None, None)
         return inputs_lib.make(config.inputs, self.data.shape, mean, std, config.seed)
+
+    def _check_like(self, trained: Description) -> None:
+        for what, was, now in (
+            ("classes", trained.class_names, tuple(self.data.class_names)),
+            ("images of shape", trained.image_shape, tuple(self.data.shape)),
+        ):
+            if was != now:
+                raise UsageError(
+                    f"{self._workdir} was trained on {what} {splits.short(was)}, these images have "
+                    f"{splits.short(now)}. Name images of the same classes and shape."
+                )
 
     @functools.cached_property
     def _like(self) -> steps.Variables:
@@ -136,12 +151,11 @@ class Evaluator:
         """Opens the writer. Every record says what was measured; evaluations on other images than
         the run's earlier ones are recorded as another kind, a curve of their own."""
         digest = _digest(self.data)
-        dataset = f"{self._config.data.name}-{digest}"
         self._facts = {
             "parameters": "ema" if self._ema else "raw",
             "split": self._split,
             "images": len(self.data),
-            "dataset": dataset,
+            "dataset": f"{self._title}-{digest}",
         }
         kind = "eval" if self._split == "test" else f"eval_{self._split}"
         try:
@@ -149,8 +163,8 @@ class Evaluator:
         except OSError:  # the writer will report it
             earlier = []
         known = [r.get("dataset") for r in earlier if r["kind"] == kind]  # None: an old record's
-        named = {name for name in known if name is not None}
-        if dataset not in named and (named or not (self._own_data or known)):
+        digests = {name.rpartition("-")[2] for name in known if name is not None}
+        if digest not in digests and (digests or not (self._own_data or known)):
             kind = f"eval_{digest}"
             if jax.process_index() == 0:
                 print(
