@@ -83,10 +83,10 @@ def measure(folder: Path, num_blocks: int, seconds: float) -> dict[str, Block]:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (NUM_IMAGES, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 10, NUM_IMAGES, np.int32)
-    names = tuple(map(str, range(10)))
-    shards.write(folder, "train", Split(images, labels, names), NUM_SHARDS)
+    split = Split(images, labels, tuple(map(str, range(10))))
+    shards.write(folder, "train", split, NUM_SHARDS)
     reads = {
-        "host": feeds.gather(images, labels),
+        "host": split.read,
         "stream": shards.open(folder, "train").read,
     }
     blocks: dict[str, list[Block]] = {}

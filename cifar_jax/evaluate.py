@@ -15,9 +15,10 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import files, inputs, models, steps
+from cifar_jax import files, models, steps
+from cifar_jax import inputs as inputs_lib
 from cifar_jax.data import batches, splits
-from cifar_jax.data.dataset import Split
+from cifar_jax.data.dataset import Description, Split
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, UsageError, UserError
 from cifar_jax.telemetry import display, pictures, summaries
@@ -50,7 +51,8 @@ class Evaluator:
         config, workdir = config_lib.resolve(config), files.resolve(workdir, "--workdir")
         self._config, self._ema, self._split, self._progress = config, ema, split, progress
         self._folder = workdir / "checkpoints"
-        self.data = splits.load(config.data, split, config.seed)
+        opened = splits.open(config.data, split, config.seed)
+        self.data, self._title = Split(*opened.load()), splits.title(config.data, opened)
         self._num_examples = num_examples or len(self.data)
         if not 0 < self._num_examples <= len(self.data):
             raise UsageError(
@@ -64,11 +66,25 @@ class Evaluator:
         self._writer: summaries.Writer | None = None  # opened by the first evaluation
 
     @functools.cached_property
-    def inputs(self) -> inputs.Inputs:
-        """By the dataset that the workdir describes, from its run's first step on."""
+    def inputs(self) -> inputs_lib.Inputs:
+        """By the dataset that the workdir describes, from its run's first step on. Raises
+        UsageError where the images are not of its classes and shape."""
         dataset, config = description.load_dataset(self._workdir), self._config
+        if dataset:
+            self._check_like(dataset)
         mean, std = (dataset.mean, dataset.std) if dataset else (None, None)
-        return inputs.make(config.inputs, self.data.shape, mean, std, config.seed)
+        return inputs_lib.make(config.inputs, self.data.shape, mean, std, config.seed)
+
+    def _check_like(self, trained: Description) -> None:
+        for what, was, now in (
+            ("classes", trained.class_names, tuple(self.data.class_names)),
+            ("images of shape", trained.image_shape, tuple(self.data.shape)),
+        ):
+            if was != now:
+                raise UsageError(
+                    f"{self._workdir} was trained on {what} {splits.short(was)}, these images have "
+                    f"{splits.short(now)}. Name images of the same classes and shape."
+                )
 
     @functools.cached_property
     def _like(self) -> steps.Variables:
@@ -135,12 +151,11 @@ class Evaluator:
         """Opens the writer. Every record says what was measured; evaluations on other images than
         the run's earlier ones are recorded as another kind, a curve of their own."""
         digest = _digest(self.data)
-        dataset = f"{self._config.data.name}-{digest}"
         self._facts = {
             "parameters": "ema" if self._ema else "raw",
             "split": self._split,
             "images": len(self.data),
-            "dataset": dataset,
+            "dataset": f"{self._title}-{digest}",
         }
         kind = "eval" if self._split == "test" else f"eval_{self._split}"
         try:
@@ -148,8 +163,8 @@ class Evaluator:
         except OSError:  # the writer will report it
             earlier = []
         known = [r.get("dataset") for r in earlier if r["kind"] == kind]  # None: an old record's
-        named = {name for name in known if name is not None}
-        if dataset not in named and (named or not (self._own_data or known)):
+        digests = {name.rpartition("-")[2] for name in known if name is not None}
+        if digest not in digests and (digests or not (self._own_data or known)):
             kind = f"eval_{digest}"
             if jax.process_index() == 0:
                 print(
@@ -217,13 +232,19 @@ def evaluate(
     Returns the accuracies (top-1) by step.
 
     Where `config` is None, it is the one that the workdir holds, with `overrides` by path, as
-    {"data.dir": "~/other"}. Raises UserError for what a user can fix, as `once` without a
-    checkpoint, and Diverged where training has.
+    {"data.dir": "~/other"}, which are for that one alone. Raises UserError for what a user can fix,
+    as `once` without a checkpoint, and Diverged where training has.
     """
-    workdir, overrides = files.resolve(workdir, "--workdir"), dict(overrides or {})
+    workdir, overrides = files.resolve(workdir, "--workdir"), overrides or {}
     if config is None:
         config = description.load_for_eval(workdir, overrides, wait=not once)
+    elif overrides:
+        raise UsageError(
+            "overrides change the config that the workdir holds, but a config is given: change "
+            "that, or give None in its place."
+        )
     else:
+        config = config_lib.resolve(config)
         description.check_same_run(config, workdir)
     evaluator = Evaluator(
         config,

@@ -16,8 +16,8 @@ from cifar_jax.evaluate import Evaluator, evaluate
 from cifar_jax.loop.calls import Calls, NotCompiled
 from cifar_jax.telemetry.log import Log
 from cifar_jax.train import train
-from cifar_jax.workdir import checkpoint
-from tests.conftest import ROOT
+from cifar_jax.workdir import checkpoint, description
+from tests.conftest import DATASET, ROOT
 
 
 def left_behind():
@@ -62,10 +62,40 @@ def test_what_cannot_work_is_a_line_before_anything_is_written(config, home, fie
     assert list(home.iterdir()) == []
 
 
-def test_a_recipe_s_name_is_no_config(home):
-    with pytest.raises(UsageError, match="The config is of type str, expected a ConfigDict"):
-        train("quickstart", "~/run")
-    assert list(home.iterdir()) == []
+def test_a_recipe_s_name_is_no_config(config, home):
+    description.store(config, home / "run", 0, "1 CPU device", DATASET)
+    for verb in (train, evaluate, Evaluator):
+        with pytest.raises(UsageError, match="The config is of type str, expected a ConfigDict"):
+            verb("quickstart", "~/run")
+    assert [path.name for path in (home / "run").iterdir()] == [description.FILE]
+
+
+def test_overrides_are_for_the_config_of_the_workdir(config, home):
+    description.store(config, home / "run", 0, "1 CPU device", DATASET)
+    with pytest.raises(UsageError, match="overrides change the config that the workdir holds"):
+        evaluate(config, "~/run", overrides={"data.dir": "~/other"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.dri": "x"}, "Unknown config field 'data.dri'. Did you mean 'data.dir'?"),
+        ({"seeds": 1}, "Unknown config field 'seeds'. Did you mean 'seed'?"),
+        ({"seed.x": 1}, "Unknown config field 'seed.x'."),
+        ({"data": 1}, "Unknown config field 'data'."),
+        ({3: 1}, "Unknown config field '3'."),
+        ({"data.dir": 1}, "config.data.dir = 1 is of type int, expected str."),
+        ({"seed": True}, "config.seed = True is of type bool, expected int."),
+        ({"inputs.size": "24"}, "config.inputs.size = '24' is of type str, expected tuple."),
+        (["data.dir"], "overrides are of type list, expected a dict"),
+    ],
+)
+def test_overrides_that_cannot_work_are_a_line_before_anything_is_waited_for(
+    home, overrides, message
+):
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        evaluate(None, "~/run", overrides=overrides)
+    assert "\n" not in str(caught.value)
 
 
 def test_two_runs_in_one_process(config, home):

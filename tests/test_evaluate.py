@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cifar_jax import evaluate, steps, train
-from cifar_jax.data import native, sources
+from cifar_jax.data import native, shards, sources
 from cifar_jax.errors import Diverged, UsageError, UserError
 from cifar_jax.inputs import standardize
 from cifar_jax.workdir import checkpoint, description, pytrees
@@ -284,11 +284,59 @@ def test_when_images_are_those_of_the_run(config, tmp_path, earlier, own_data, a
     assert bool(capsys.readouterr().out) == apart
 
 
+def edit_dataset(workdir, **fields):
+    path = workdir / "config.json"
+    record = json.loads(path.read_text())
+    record["dataset"] |= fields
+    path.write_text(json.dumps(record))
+
+
+def test_classes_in_another_order_are_refused(config, workdir, tmp_path):
+    arrays = dict(zip(("images", "labels"), random_images(NUM_TEST, seed=1), strict=True))
+    overrides = {"data.name": "npz", "data.dir": str(tmp_path)}
+
+    def evaluated(names):
+        for split in sources.SPLITS:
+            np.savez(tmp_path / f"{split}.npz", class_names=names, **arrays)
+        return evaluate.evaluate(None, workdir, once=True, overrides=overrides)
+
+    assert set(evaluated(DATASET.class_names)) == {6}
+    with pytest.raises(UsageError) as caught:
+        evaluated(DATASET.class_names[::-1])
+    assert f"{workdir} was trained on classes ('airplane', " in str(caught.value)
+    assert "these images have ('truck', " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [[32, 32, 1], [40, 32, 3]])
+def test_images_of_another_shape_are_refused(config, workdir, shape):
+    edit_dataset(workdir, image_shape=shape, mean=[0.5] * shape[2], std=[0.5] * shape[2])
+    message = rf"trained on images of shape \({shape[0]}, .*, these images have \(32, 32, 3\)"
+    with pytest.raises(UsageError, match=message):
+        evaluate.evaluate(config, workdir, once=True)
+
+
+def test_the_name_of_a_record_does_not_make_images_others(config, tmp_path):
+    """Shards know their dataset's name since some version."""
+    digest = evaluate._digest(sources.load(config.data, "test"))
+    line = f'{{"kind": "eval", "step": 3, "dataset": "cifar10-{digest}"}}\n'
+    (tmp_path / "metrics.jsonl").write_text(line)
+    for split in sources.SPLITS:
+        data = sources.load(config.data, split)
+        shards.write(tmp_path / "shards", split, data, 2, name="of-shards")
+    config.data.shards = str(tmp_path / "shards")
+    evaluator = evaluate.Evaluator(config, tmp_path)
+    with contextlib.closing(evaluator._open()) as writer:
+        assert writer._kind == "eval"
+    assert evaluator._facts["dataset"] == f"of-shards-{digest}"
+
+
 def test_classes_of_any_name_are_drawn_and_recorded(config, workdir, data_dir, tmp_path):
     other_images(config, tmp_path / "other", data_dir)
-    names = ("caf\udce9", "two\nlines", "\x00", "日本", "x" * 5000, " ", "a", "a/b", "$", "\u202e")
+    names = ["caf\udce9", "two\nlines", "\x00", "日本", "x" * 5000, " ", "a", "a/b", "$", "\u202e"]
+    edit_dataset(workdir, class_names=names)
     with contextlib.closing(evaluate.Evaluator(config, workdir)) as evaluator:
-        evaluator.data = dataclasses.replace(evaluator.data, class_names=names)
+        evaluator.data = dataclasses.replace(evaluator.data, class_names=tuple(names))
         evaluator.evaluate(6)
     (record,) = records(workdir)
     assert {f"recall/{name}" for name in names} < set(record)

@@ -12,7 +12,11 @@ CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 MAX_SIDE = 1 << 14  # of an image, in pixels
 _MAX_IMAGES, _MAX_CLASSES = 1 << 40, 1 << 20
 _LOAD_IMAGES = 10_000
+_MANY_IMAGES = 200_000  # that take long to measure
 _CHUNK_IMAGES = 2_000  # measured at once; below 2**16, which keeps their sums within uint32
+
+
+Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation by channel
 
 
 class Images(Protocol):
@@ -88,12 +92,22 @@ class Description:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, name: str, train: Images, sizes: Mapping[str, int]) -> "Description":
-        """Measures the training images, all of them once, `_CHUNK_IMAGES` in memory at a time."""
+    def of(
+        cls,
+        name: str,
+        train: Images,
+        sizes: Mapping[str, int],
+        moments: Moments | None = None,
+    ) -> "Description":
+        """Without `moments`, measures the training images, all of them once, `_CHUNK_IMAGES` in
+        memory at a time."""
         height, width, channels = train.shape
-        mean, std = measure(_chunks(train))
+        if moments is None:
+            if len(train) > _MANY_IMAGES:
+                print(f"Measuring mean and deviation of {len(train):,} images.", flush=True)
+            moments = measure(_chunks(train))
         shape = height, width, channels
-        return cls(name, tuple(train.class_names), shape, dict(sizes), mean, std)
+        return cls(name, tuple(train.class_names), shape, dict(sizes), *moments)
 
     def to_json(self) -> dict[str, Any]:
         """As types that JSON has; `from_json` gives back the same, to the last bit."""
@@ -111,16 +125,12 @@ class Description:
             raise ValueError(f"{str(channels)[:40]} is not a number of channels")
         if not isinstance(found["sizes"], dict) or "train" not in found["sizes"]:
             raise ValueError("sizes has no number of training images")
-        moments = (
-            tuple(_level(level) for level in _items(found[name], name, channels))
-            for name in ("mean", "std")
-        )
         return cls(
             text(found["name"]),
             tuple(map(text, _items(found["class_names"], "class_names"))),
             (whole_number(height, 1, MAX_SIDE), whole_number(width, 1, MAX_SIDE), int(channels)),
             {split: whole_number(n, 1, _MAX_IMAGES) for split, n in found["sizes"].items()},
-            *moments,
+            *read_moments(found, channels),
         )
 
 
@@ -137,32 +147,48 @@ def read_all(images: Images) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 # -- measuring -----------------------------------------------------------------------------------
 
 
-def measure(chunks: Iterable[np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation by channel of images uint8 [n, H, W, C], for any n below 2**16 each.
+class Sums:
+    """Of images uint8 [n, H, W, C] that are added in chunks, with n below 2**16 each: the number of
+    pixels, and by channel the sums of their levels and squares.
 
-    The sums are whole numbers, and each result is rounded once: the same bits for any order, cut
-    into chunks and machine. Raises ValueError without an image.
+    They are whole numbers, and each moment is rounded once: the same bits for any order, cut into
+    chunks and machine.
     """
-    count, total, squares = 0, np.array(0, object), np.array(0, object)  # Python's whole numbers
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._levels, self._squares = np.array(0, object), np.array(0, object)  # Python's integers
+
+    def add(self, chunk: np.ndarray) -> None:
+        self._count += math.prod(chunk.shape[:-1])
+        self._levels = self._levels + _sum(chunk)
+        self._squares = self._squares + _sum(np.square(chunk, dtype=np.uint16))
+
+    def moments(self) -> Moments:
+        """Raises ValueError without an image."""
+        if not self._count:
+            raise ValueError("no image to measure")
+        count, channels = self._count, list(zip(self._levels, self._squares, strict=True))
+        mean = tuple(float(Fraction(s, count)) for s, _ in channels)
+        variance = (Fraction(s2 * count - s * s, count * count) for s, s2 in channels)
+        return mean, tuple(math.sqrt(float(value)) for value in variance)
+
+
+def measure(chunks: Iterable[np.ndarray]) -> Moments:
+    """Of all chunks; raises ValueError without an image."""
+    sums = Sums()
     for chunk in chunks:
-        count += math.prod(chunk.shape[:-1])
-        total = total + _sum(chunk)
-        squares = squares + _sum(np.square(chunk, dtype=np.uint16))
-    if not count:
-        raise ValueError("no image to measure")
-    channels = list(zip(total, squares, strict=True))
-    mean = tuple(float(Fraction(s, count)) for s, _ in channels)
-    variance = (Fraction(s2 * count - s * s, count * count) for s, s2 in channels)
-    return mean, tuple(math.sqrt(float(value)) for value in variance)
+        sums.add(chunk)
+    return sums.moments()
 
 
 def _sum(chunk: np.ndarray) -> np.ndarray:
     """Over all but the last axis of whole numbers [n, H, W, C], as Python's, which never overflow.
 
-    First over the images, which is where numpy adds whole rows at once.
+    First over the images, then over their rows: numpy adds what lies side by side at once.
     """
     by_pixel = chunk.sum(axis=0, dtype=np.uint32)
-    return by_pixel.sum(axis=(0, 1), dtype=np.uint64).astype(object)
+    return by_pixel.sum(axis=0, dtype=np.uint64).sum(axis=0).astype(object)
 
 
 def _chunks(images: Images) -> Iterator[np.ndarray]:
@@ -185,6 +211,16 @@ def text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{str(value)[:40]} is not a name")
     return value
+
+
+def read_moments(found: Mapping[str, Any], channels: int) -> Moments:
+    """`found["mean"]` and `found["std"]`. Raises ValueError where they are not `channels` levels
+    each, and KeyError where one is missing."""
+    mean, std = (
+        tuple(_level(level) for level in _items(found[name], name, channels))
+        for name in ("mean", "std")
+    )
+    return mean, std
 
 
 def _level(value: Any) -> float:

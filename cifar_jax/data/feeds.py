@@ -80,11 +80,6 @@ def free_mib_of_host() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
-def gather(images: np.ndarray, labels: np.ndarray) -> Read:
-    """Reads from arrays in memory, or from a np.memmap: uint8 [N, H, W, C] and int32 [N]."""
-    return lambda indices: (np.take(images, indices, axis=0), np.take(labels, indices))
-
-
 class DeviceFeed:
     """For images on the device: their index and epoch, int32 [count, global batch] each."""
 
@@ -235,7 +230,7 @@ def _drawn(
     """A function that gives those `columns` of a step's `train_indices`: index and epoch, int32
     [its batch].
 
-    Drawn for many steps at once: for one by itself they cost more than the gather.
+    Drawn for many steps at once: for one by itself they cost more than the reading.
     """
     steps = max(1, _INDEX_IMAGES // batch_size)
 

@@ -33,11 +33,12 @@ def prepare(config: ConfigDict, out: Path, num_shards: int) -> None:
 
     Raises UserError as `sources.examples` and `shards.write` do.
     """
+    name = sources.find(config).title(config)
     with shards.appearing(out) as part:
         for split in sources.SPLITS:
             examples = sources.examples(config, split)
             with _progress(split) as progress:
-                shards.write(part, split, examples, num_shards, progress)
+                shards.write(part, split, examples, num_shards, progress, name)
     print(f"The shards are in {out}")
 
 

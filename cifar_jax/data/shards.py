@@ -4,9 +4,10 @@
     FOLDER/train/train-00000-of-00004.array_record
 
 A record is the label, int32 in little endian, and the image's bytes, uint8 [H, W, C]. shards.json
-has the format's version, the shape, the class names, and of each file the images, the bytes and a
-checksum of its ends, so that one of another place or folder is found when it is opened. The files
-carry a checksum of every record, so that a damaged one is found when it is read.
+has the format's version, the dataset's name, the shape, the class names, mean and deviation by
+channel, and of each file the images, the bytes and a checksum of its ends, so that one of another
+place or folder is found when it is opened. The files carry a checksum of every record, so that a
+damaged one is found when it is read. Earlier versions wrote no name, mean and deviation.
 """
 
 import contextlib
@@ -22,7 +23,17 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from cifar_jax import files
-from cifar_jax.data.dataset import CHANNELS, MAX_SIDE, Examples, read_all, text, whole_number
+from cifar_jax.data.dataset import (
+    CHANNELS,
+    MAX_SIDE,
+    Examples,
+    Moments,
+    Sums,
+    read_all,
+    read_moments,
+    text,
+    whole_number,
+)
 from cifar_jax.errors import UserError, reason
 
 FORMAT = 2
@@ -49,6 +60,8 @@ class Shards:
         manifest = _read_manifest(folder)
         self.shape: tuple[int, int, int] = manifest["shape"]
         self.class_names: tuple[str, ...] = manifest["class_names"]
+        self.name: str | None = manifest["name"]
+        self.moments: Moments | None = manifest["moments"]
         self._record_bytes = _LABEL_BYTES + int(np.prod(self.shape))
         self._paths = [folder / name for name in manifest["files"]]
         counts = [file["images"] for file in manifest["files"].values()]
@@ -144,6 +157,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             for name, file in manifest["files"].items()
         }
         names = tuple(map(text, manifest["class_names"]))
+        name = text(manifest["name"]) if "name" in manifest else None
+        measured = "mean" in manifest or "std" in manifest
+        moments = read_moments(manifest, channels) if measured else None
     except FileNotFoundError as error:
         raise _damaged(path, "there is no such file", "what describes the shards") from error
     except OSError as error:
@@ -151,7 +167,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"it is not a description of shards ({reason(error)})"
         raise _damaged(path, problem, "what prepare wrote") from error
-    return {"shape": (height, width, channels), "class_names": names, "files": described}
+    return {
+        "name": name,
+        "shape": (height, width, channels),
+        "class_names": names,
+        "moments": moments,
+        "files": described,
+    }
 
 
 def _plain(name: str) -> str:
@@ -188,14 +210,16 @@ def write(
     examples: Examples,
     num_shards: int,
     progress: Progress = lambda done, total: None,
+    name: str | None = None,
 ) -> None:
     """Writes `examples` to `folder`/`split`, whole or not at all, and holds one at a time.
 
-    There are never more files than images. Raises UserError where the disk is full or not writable,
-    and where complete shards, or anything else, are there already.
+    `name` is the dataset's. There are never more files than images. Raises UserError where the disk
+    is full or not writable, and where complete shards, or anything else, are there already.
     """
     bounds = np.linspace(0, len(examples), min(num_shards, len(examples)) + 1, dtype=int)
-    coming = iter(examples)
+    sums = Sums()
+    coming = _added(examples, sums)
     with appearing(folder / split) as part:
         written = {}
         for number, (start, end) in enumerate(itertools.pairwise(bounds)):
@@ -207,13 +231,23 @@ def write(
                 "bytes": path.stat().st_size,
                 "ends": _ends(_reader(path)),
             }
+        mean, std = sums.moments()
         manifest = {
             "format": FORMAT,
+            **({} if name is None else {"name": name}),
             "shape": examples.shape,
             "class_names": list(examples.class_names),
+            "mean": mean,
+            "std": std,
             "files": written,
         }
         files.write(part / MANIFEST, files.to_json(manifest))
+
+
+def _added(examples: Examples, sums: Sums) -> Iterator[tuple[np.ndarray, int]]:
+    for image, label in examples:
+        sums.add(image[np.newaxis])
+        yield image, label
 
 
 def _write_file(path: Path, examples: Iterable[tuple[np.ndarray, int]]) -> Iterator[int]:

@@ -65,17 +65,26 @@ def load(config: ConfigDict, split: str, seed: int) -> Split:
     return Split(*open(config, split, seed).load())
 
 
+def title(config: ConfigDict, images: Images) -> str:
+    """The name of the dataset of `config` (config.data), of which `images` were opened: as its
+    shards say, or its source."""
+    stored = images.of if isinstance(images, Part) else images
+    known = stored.name if isinstance(stored, shards.Shards) else None  # None: of earlier versions
+    return sources.find(config).title(config) if known is None else known
+
+
 def describe(config: ConfigDict, train: Images, known: Description | None = None) -> Description:
     """Of the dataset of `config` (config.data), of which `train` was opened.
 
     `known` is the description since the run's first start, which is not measured again. Raises
     UsageError where it is of another dataset.
     """
-    name, sizes = sources.find(config).title(config), {"train": len(train)}
+    name, sizes = title(config, train), {"train": len(train)}
     if isinstance(train, Part):
         sizes["validation"] = len(train.of) - len(train)
     if not known:
-        return Description.of(name, train, sizes)
+        moments = train.moments if isinstance(train, shards.Shards) else None
+        return Description.of(name, train, sizes, moments)
     for what, was, now in (
         ("name", known.name, name),
         ("image shape", known.image_shape, tuple(train.shape)),
@@ -84,8 +93,8 @@ def describe(config: ConfigDict, train: Images, known: Description | None = None
     ):
         if was != now:
             raise UsageError(
-                f"The workdir's run was trained on another dataset: {what} {_short(was)} there, "
-                f"{_short(now)} now. Check --config.data.dir, or choose another --workdir."
+                f"The workdir's run was trained on another dataset: {what} {short(was)} there, "
+                f"{short(now)} now. Check --config.data.dir, or choose another --workdir."
             )
     return known
 
@@ -129,6 +138,7 @@ def _open(config: ConfigDict, split: str) -> Images:
     return sources.load(config, split)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Its `repr`, of which a message has the first 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."

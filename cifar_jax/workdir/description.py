@@ -14,10 +14,10 @@ import jax
 from ml_collections import ConfigDict
 
 from cifar_jax import files
-from cifar_jax.config import flat, recipe, resolve
+from cifar_jax.config import check_fields, flat, recipe, resolve
 from cifar_jax.data import sources, splits
 from cifar_jax.data.dataset import Description
-from cifar_jax.errors import UsageError, UserError, reason
+from cifar_jax.errors import UsageError, UserError, reason, unknown
 
 FILE = "config.json"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -166,10 +166,12 @@ def _check_version(workdir: Path, record: dict[str, Any]) -> None:
 
 
 def load_for_eval(workdir: Path, overrides: Mapping[str, Any], *, wait: bool) -> ConfigDict:
-    """The stored config with `overrides` from the command line, and defaults for newer fields.
+    """The stored config with `overrides` by path, and defaults for newer fields.
 
-    Where there is none yet it is waited for, or UserError raised without `wait`.
+    Where there is none yet it is waited for, or UserError raised without `wait`. Raises UsageError
+    for overrides that cannot work, before it waits.
     """
+    _override(recipe("default"), overrides)
     if wait and not (workdir / FILE).exists():
         print(f"Waiting for training to start in {workdir}", flush=True)
         while not (workdir / FILE).exists():
@@ -184,11 +186,32 @@ def load_for_eval(workdir: Path, overrides: Mapping[str, Any], *, wait: bool) ->
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{workdir / FILE} has a field of another type: {error}.") from error
     trained = flat(config)
-    config.update_from_flattened_dict(overrides)
+    _override(config, overrides)
     config = resolve(config)
     if config.data.validation:
         _check_held_out(config, trained)
     return config
+
+
+def _override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Sets those fields. Raises UsageError for what is not a field, and for another type."""
+    if not isinstance(overrides, Mapping):
+        raise UsageError(
+            f"overrides are of type {type(overrides).__name__}, expected a dict as "
+            "{'data.dir': '~/other'}."
+        )
+    fields = flat(config)
+    for path, value in overrides.items():
+        try:
+            config.update_from_flattened_dict({path: value})
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if path not in fields:
+                raise unknown("config field", path, fields) from error
+            raise UsageError(
+                f"config.{path} = {value!r} is of type {type(value).__name__}, "
+                f"expected {type(fields[path]).__name__}."
+            ) from error
+    check_fields(config, recipe("default"))
 
 
 def _check_held_out(config: ConfigDict, trained: dict[str, Any]) -> None:

@@ -2,10 +2,11 @@
 
     pandas.read_json("runs/tutorial/metrics.jsonl", lines=True)
 
-A record has `kind` ("train", "eval" or "eval_train", and "start" where a run began or was resumed),
-`step`, `time` in seconds since 1970, and its values by name. Training and evaluation may be
-different processes, and both write: each line is written whole and under a lock. The file
-is untrusted: what is not a record is skipped.
+A record has `kind`, `step`, `time` in seconds since 1970, and its values by name. The kinds:
+"start", where a run began or was resumed; "train"; "eval" of the test images; "eval_train" and
+"eval_validation" of those splits; "eval_<digest>" of images that are not the run's, by the first
+digits of their hash. Training and evaluation may be different processes, and both write: each line
+is written whole and under a lock. The file is untrusted: what is not a record is skipped.
 """
 
 import contextlib

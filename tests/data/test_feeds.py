@@ -42,8 +42,8 @@ def reads(data, tmp_path_factory):
     mapped = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, data[0].shape)
     mapped[:] = data[0]
     return {
-        "array": feeds.gather(*data),
-        "memmap": feeds.gather(mapped, data[1]),
+        "array": Split(*data, NAMES).read,
+        "memmap": Split(mapped, data[1], NAMES).read,
         "stream": shards.open(folder, "train").read,
     }
 
@@ -99,7 +99,7 @@ def test_neither_threads_nor_depth_change_anything(data, reads, feed, depth, thr
 
 
 def test_parts_arriving_in_any_order_make_the_same_call(data, feed):
-    gather, turn = feeds.gather(*data), threading.Semaphore(0)
+    images_of, turn = Split(*data, NAMES).read, threading.Semaphore(0)
     first = batches.train_indices(SEED, 0, 1, BATCH, NUM_IMAGES)[0][0]
 
     def read(indices):
@@ -107,18 +107,18 @@ def test_parts_arriving_in_any_order_make_the_same_call(data, feed):
             assert turn.acquire(timeout=10)
         else:
             turn.release()
-        return gather(indices)
+        return images_of(indices)
 
     index, epoch = batches.train_indices(SEED, 0, 64, BATCH, NUM_IMAGES)
     same(feed(read).get(0, 64), (data[0][index], data[1][index], index, epoch))
 
 
 def test_it_reads_ahead_of_the_calls_and_no_further(data, feed):
-    gather, seen = feeds.gather(*data), []
+    images_of, seen = Split(*data, NAMES).read, []
 
     def read(indices):
         seen.append(len(indices))
-        return gather(indices)
+        return images_of(indices)
 
     made = feed(read, depth=3)
     assert made.occupancy == 0
@@ -150,15 +150,17 @@ jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
 from jax.sharding import NamedSharding, PartitionSpec as P
 from cifar_jax.devices import replicas
 from cifar_jax.data import batches, feeds
-data = np.arange(90 * 4, dtype=np.uint8).reshape(90, 2, 2, 1), np.arange(90, dtype=np.int32)
+from cifar_jax.data.dataset import Split
+images = np.arange(90 * 4, dtype=np.uint8).reshape(90, 2, 2, 1)
+data = Split(images, np.arange(90, dtype=np.int32), ("a",))
 sizes = []
 def read(indices):
     sizes.append(len(indices))
-    return feeds.gather(*data)(indices)
+    return data.read(indices)
 sharding = NamedSharding(replicas.make_mesh(0), P(None, replicas.AXIS))
 feed = feeds.HostFeed(read, 90, 16, 5, sharding, depth=2, threads=1)
 index, epoch = batches.train_indices(5, 3, 2, 16, 90)
-expected = data[0][index], data[1][index], index, epoch
+expected = data.images[index], data.labels[index], index, epoch
 for array, whole in zip(feed.get(3, 2).values(), expected, strict=True):
     assert array.shape == whole.shape
     (shard,) = array.addressable_shards
@@ -192,11 +194,11 @@ def test_each_process_reads_what_its_devices_take():
 
 
 def test_waiting_is_counted_once(data, feed):
-    gather, let_go = feeds.gather(*data), threading.Event()
+    images_of, let_go = Split(*data, NAMES).read, threading.Event()
 
     def read(indices):
         assert let_go.wait(10)
-        return gather(indices)
+        return images_of(indices)
 
     made = feed(read)
     threading.Timer(0.05, let_go.set).start()
@@ -210,13 +212,13 @@ def test_waiting_is_counted_once(data, feed):
 
 
 def test_what_a_thread_fails_with_reaches_the_caller_when_it_gets_there(data, feed):
-    gather, broken = feeds.gather(*data), True
+    images_of, broken = Split(*data, NAMES).read, True
     third = batches.train_indices(SEED, 2, 1, BATCH, NUM_IMAGES)[0][0]
 
     def read(indices):
         if broken and np.array_equal(indices, third):
             raise SystemExit("no such disk")  # not even an Exception
-        return gather(indices)
+        return images_of(indices)
 
     made = feed(read)
     made.get(0, 1)
@@ -230,14 +232,14 @@ def test_what_a_thread_fails_with_reaches_the_caller_when_it_gets_there(data, fe
 
 
 def test_what_was_read_ahead_in_vain_may_fail(data, feed):
-    gather, failed = feeds.gather(*data), threading.Event()
+    images_of, failed = Split(*data, NAMES).read, threading.Event()
     second = batches.train_indices(SEED, 1, 1, BATCH, NUM_IMAGES)[0][0]
 
     def read(indices):
         if np.array_equal(indices, second):
             failed.set()
             raise OSError
-        return gather(indices)
+        return images_of(indices)
 
     made = feed(read)
     made.get(0, 1)

@@ -42,6 +42,7 @@ def test_the_built_in_dataset_and_its_flags(tmp_path):
     flags = ["--source=synthetic", f"--data-dir={tmp_path}", f"--out={out}"]
     assert prepare.main([*flags, "--synthetic-train=20", "--synthetic-test=10"]) == 0
     assert len(shards.open(out, "train")) == 20
+    assert shards.open(out, "test").name == "synthetic"
     assert len(shards.open(out, "test")) == 10
 
 

@@ -55,6 +55,13 @@ def test_all_that_was_written_is_read_in_any_order(data, folder):
     assert names == NAMES
 
 
+def test_they_know_their_name_and_moments(data, folder, tmp_path):
+    found = shards.open(folder, "train")
+    assert (found.name, found.moments) == (None, dataset.measure([data[0]]))
+    shards.write(tmp_path, "train", Split(*data, NAMES), 2, name="caf\udce9")
+    assert shards.open(tmp_path, "train").name == "caf\udce9"
+
+
 @pytest.mark.parametrize("indices", [[90], [-1, 3]])
 def test_outside_of_the_split_is_an_index_error(folder, indices):
     with pytest.raises(IndexError, match="of 90"):
@@ -111,6 +118,15 @@ def describe(folder, change):
         lambda m: m["files"].update({"..": {"images": 1, "bytes": 1, "ends": 1}}),
         lambda m: m["files"].update(x={"images": -1, "bytes": 1, "ends": 1}),
         lambda m: m["files"].update(x={"images": 1.5, "bytes": 1, "ends": 1}),
+        lambda m: m.update(name=3),
+        lambda m: m.update(name=None),
+        lambda m: m.update(name=["cifar10"]),
+        lambda m: m.pop("mean"),
+        lambda m: m.update(std=None),
+        lambda m: m.update(mean=[1.0, 2.0]),
+        lambda m: m.update(mean=[1.0, 2.0, 256.0]),
+        lambda m: m.update(std=[1.0, 2.0, -0.5]),
+        lambda m: m.update(std=[1.0, 2.0, "3"]),
     ],
 )
 def test_a_description_of_a_stranger_is_refused_in_a_line(folder, tmp_path, change):

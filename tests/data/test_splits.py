@@ -1,6 +1,7 @@
 """Splits by name; the validation images are drawn from the training images, and left out there."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -102,6 +103,47 @@ def test_what_is_known_is_not_measured_again(config, monkeypatch):
     known = splits.describe(config.data, train)
     monkeypatch.setattr(splits.Description, "of", None)
     assert splits.describe(config.data, train, known) is known
+
+
+def as_shards(config, folder, **options):
+    """Has `config` name shards of its training images; as a split."""
+    shards.write(folder, "train", sources.load(config.data, "train"), num_shards=3, **options)
+    config.data.shards = str(folder)
+    return splits.open(config.data, "train", 0)
+
+
+@pytest.mark.parametrize(("options", "name"), [({}, "cifar10"), ({"name": "mnist"}, "mnist")])
+def test_shards_describe_themselves(config, tmp_path, monkeypatch, options, name):
+    whole = splits.describe(config.data, splits.open(config.data, "train", 0))
+    train = as_shards(config, tmp_path, **options)
+    monkeypatch.setattr(dataset, "measure", None)
+    assert splits.describe(config.data, train) == dataclasses.replace(whole, name=name)
+
+
+def test_moments_of_shards_are_not_those_of_a_part(config, tmp_path):
+    config.data.validation = 20
+    whole = splits.describe(config.data, splits.open(config.data, "train", 0))
+    train = as_shards(config, tmp_path, name="mnist")
+    assert splits.describe(config.data, train) == dataclasses.replace(whole, name="mnist")
+
+
+def test_shards_of_an_earlier_version_are_measured(config, tmp_path):
+    whole = splits.describe(config.data, splits.open(config.data, "train", 0))
+    as_shards(config, tmp_path)
+    path = tmp_path / "train" / shards.MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["mean"], manifest["std"]
+    path.write_text(json.dumps(manifest))
+    assert splits.describe(config.data, splits.open(config.data, "train", 0)) == whole
+
+
+def test_what_takes_long_is_told(config, monkeypatch, capsys):
+    train = splits.open(config.data, "train", 0)
+    splits.describe(config.data, train)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(dataset, "_MANY_IMAGES", 89)
+    splits.describe(config.data, train)
+    assert capsys.readouterr().out == "Measuring mean and deviation of 90 images.\n"
 
 
 @pytest.mark.parametrize(
