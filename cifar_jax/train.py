@@ -31,8 +31,7 @@ from cifar_jax.telemetry import display
 from cifar_jax.telemetry.log import Log
 from cifar_jax.workdir import description, records
 
-_FIT_IMAGES = 5_000  # by which a model may initialise parameters
-_FIT_DRAW = np.array(2**64 - 2, np.uint64)  # the permutation that draws them: no epoch's
+_FIT_DRAW = np.array(2**64 - 2, np.uint64)  # the permutation for parameters from data: no epoch's
 
 
 class Training(NamedTuple):
@@ -148,9 +147,9 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
         mesh=replicas.make_mesh(config.num_devices),
     )
     variables = models.init(model, jax.random.key(config.seed), inputs.image_shape)
-    if hasattr(model, "init_from_data"):
+    if count := models.images_to_fit(model):
         # Drawn, as a dataset may be sorted by class; and of one process, to the last bit.
-        drawn = np.arange(min(_FIT_IMAGES, len(data)))
+        drawn = np.arange(min(count, len(data)))
         images, _ = data.read(np.sort(batches.permute(drawn, len(data), config.seed, _FIT_DRAW)))
         seen = np.asarray(inputs.evaluate(jnp.asarray(images))[0])
         variables = replicas.broadcast(models.init_from_data(model, variables, seen))

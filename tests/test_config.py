@@ -322,3 +322,14 @@ def test_a_resume_accepts_another_length_and_refuses_another_run(default, tmp_pa
     default.seed = 1
     with pytest.raises(UsageError, match="data.name is 'cifar10' there, 'synthetic' now"):
         description.check_same_run(default, tmp_path)
+
+
+def test_a_resume_may_change_the_rates_of_groups_alone(default, tmp_path):
+    default.optim.groups = ({"params": "*/bias", "learning_rate": 0.1},)
+    description.store(default, tmp_path, 0, "1 CPU device", DATASET)
+    default.optim.groups = ({"params": "*/bias", "learning_rate": 0.2, "weight_decay": 0.1},)
+    (change,) = description.check_same_run(default, tmp_path)
+    assert "optim.groups was" in change
+    default.optim.groups = ({"params": "*/bias", "momentum": 0.9},)
+    with pytest.raises(UsageError, match="another config: optim.groups is"):
+        description.check_same_run(default, tmp_path)

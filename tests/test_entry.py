@@ -191,6 +191,7 @@ def test_an_installed_package_has_every_recipe(tmp_path):
     assert out.split() == [str(tmp_path / "cifar_jax" / "__init__.py"), *["0"] * len(names)]
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_readme(tmp_path):
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     small = (

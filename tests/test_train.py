@@ -107,18 +107,6 @@ def test_a_resume_that_cannot_work_changes_nothing(config, tmp_path, field, valu
     assert (tmp_path / "config.json").read_text() == before
 
 
-def test_a_resume_may_change_the_rate_of_a_group(config, tmp_path):
-    config.optim.groups = ({"params": "*/bias", "learning_rate": 0.1},)
-    config.num_steps = 3
-    train.train(config, tmp_path)
-    config.num_steps = 4
-    config.optim.groups = ({"params": "*/bias", "learning_rate": 0.2, "weight_decay": 0.1},)
-    assert int(train.train(config, tmp_path).state.step) == 4
-    config.optim.groups = ({"params": "*/bias", "momentum": 0.9},)
-    with pytest.raises(UsageError, match="another config: optim.groups is"):
-        train.train(config, tmp_path)
-
-
 def test_a_mark_of_an_earlier_end_is_taken_away(config, tmp_path):
     """Though no checkpoint is left: a follower would take it for the end of this run."""
     folder = tmp_path / "checkpoints"
@@ -629,6 +617,7 @@ def test_a_workdir_of_other_images_is_left_alone(config, tmp_path, data_dir):
     assert (tmp_path / "run" / "config.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_images_that_are_held_out_are_not_trained_on(config, tmp_path):
     """They may be of any content, wherever the images are."""
     config.data.validation = 0.2

@@ -97,6 +97,7 @@ def check_other(other, weights, expected):
     assert 0 < task.relative_rms(*kernels) < 1e-6
 
 
+@pytest.mark.slow
 def test_workers_answer_and_the_check_refuses(monkeypatch):
     with worker.Worker(OURS, BATCH) as ours, worker.Worker(OURS, BATCH) as theirs:
         theirs.name = "torch_fast"

@@ -94,6 +94,7 @@ def test_a_matrix_product_for_real(monkeypatch):
     assert gpu_case.matmul("float32", "highest", size=64)["tflops"] > 0
 
 
+@pytest.mark.slow
 def test_the_bare_step_takes_whole_calls(monkeypatch, tmp_path):
     monkeypatch.setenv("CIFAR_JAX_DATA", str(tmp_path))
     fields = {"batch_size": 16, "steps_per_call": 2, "data.synthetic.train": 40}

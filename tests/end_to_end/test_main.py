@@ -92,7 +92,9 @@ def running(*flags, **pipes):
         process.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_evaluation_follows_a_training_that_is_stopped_and_resumed(tiny, tmp_path, number):
     workdir = f"--workdir={tmp_path / 'run'}"
     flags = [*tiny, workdir, "--config.eval.poll_seconds=0.1", "--config.num_steps=100000"]
@@ -253,6 +255,7 @@ def test_help_names_every_flag():
         assert f"  --{flag}: " in done.stdout
 
 
+@pytest.mark.slow
 def test_evaluation_of_the_training_split(tiny, tmp_path):
     assert run(f"--workdir={tmp_path}", *tiny).returncode == 0
     options = ["--mode=eval", f"--workdir={tmp_path}", "--once"]

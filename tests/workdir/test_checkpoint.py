@@ -290,8 +290,8 @@ def test_the_listing_says_what_each_is_worth_without_jax(folder):
 
 LISTING = (
     "import sys\n"
-    "from cifar_jax.workdir import checkpoint\n"
-    "checkpoint._main(sys.argv[1:])\n"
+    "from cifar_jax.workdir import __main__\n"
+    "__main__._main(sys.argv[1:])\n"
     "print('jax' in sys.modules)\n"
 )
 
