@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ _MACHINE = (
     "data.prefetch",
 )
 # Of these, only what decides which arrays the optimiser's state holds.
-_STATE = {
+_STATE: dict[str, Callable[[Any], Any]] = {
     "optim.momentum": bool,
     "optim.groups": lambda groups: [
         {name: bool(value) if name == "momentum" else value for name, value in group.items()}
