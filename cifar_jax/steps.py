@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -25,7 +24,7 @@ from cifar_jax.devices import replicas
 from cifar_jax.devices.replicas import AXIS
 from cifar_jax.inputs import Inputs, Targets
 from cifar_jax.inputs import weights as view_weights
-from cifar_jax.optim import ema, paths
+from cifar_jax.optim import ema, layers
 
 Batch = dict[str, jax.Array]  # "image" uint8 [B, H, W, C]; int32 [B]: "label", "index", "epoch"
 Variables = dict[str, Any]  # "params", and a collection for each kind of state that the model has
@@ -142,7 +141,9 @@ def train_step(
     gradients, model_state, metrics, aux = replicas.on_replicas(gradient, mesh, sharded={3: 0})(
         state.params, state.model_state, state.step, batch, dataset or {}
     )
-    metrics["dead"] = without_gradient(gradients) & learning(state.params, config.optim)
+    metrics["dead"] = layers.without_gradient(gradients) & layers.learning(
+        state.params, config.optim
+    )
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     l2 = optim.l2_penalty(state.params, config.optim)
     metrics |= {
@@ -153,7 +154,7 @@ def train_step(
     if detail >= Detail.SCALARS:
         decay = jax.grad(optim.l2_penalty)(state.params, config.optim)
         gradients = jax.tree.map(jnp.add, gradients, decay)  # of the loss
-        aux["scalars"] = norms(gradients, state.params, updates) | aux.get("scalars", {})
+        aux["scalars"] = layers.norms(gradients, state.params, updates) | aux.get("scalars", {})
     if detail >= Detail.TENSORS:
         aux |= {"gradients": gradients, "params": state.params}
     params = optax.apply_updates(state.params, updates)
@@ -266,57 +267,6 @@ def over_microbatches(function: Callable, batch: Batch, count: int) -> tuple[Any
 
     total, _ = lax.scan(add, tuple(means), rest)
     return (*jax.tree.map(lambda x: x / count, total), aux)
-
-
-def layer_names(params: Any) -> list[str]:
-    """The paths of the modules that have parameters of their own, sorted; a parameter of the model
-    itself counts as one."""
-    return list(_by_layer(params))
-
-
-def _by_layer(tree: Any) -> dict[str, list[Any]]:
-    layers: dict[str, list[Any]] = {}
-    for name, leaf in paths.flatten(tree).items():
-        layers.setdefault(name.rpartition("/")[0] or name, []).append(leaf)
-    return dict(sorted(layers.items()))
-
-
-def learning(params: Any, config: ConfigDict) -> np.ndarray:
-    """bool [layers], in the order of `layer_names`: whether any parameter of the layer is not
-    frozen by `config.optim.groups`."""
-    groups = paths.unflatten(optim.assign(params, config))
-    return np.array(
-        [any(group.name != "frozen" for group in layer) for layer in _by_layer(groups).values()]
-    )
-
-
-def without_gradient(gradients: Any) -> jax.Array:
-    """bool [layers], in the order of `layer_names`: whether no gradient reaches the layer's
-    vectors, above all its bias, as its activations, or all those of a later layer, are 0."""
-
-    def is_zero(leaves: list[jax.Array]) -> jax.Array:
-        vectors = [leaf for leaf in leaves if leaf.ndim == 1] or leaves
-        return jnp.stack([(leaf == 0).all() for leaf in vectors]).all()
-
-    return jnp.stack([is_zero(leaves) for leaves in _by_layer(gradients).values()])
-
-
-def norms(gradients: Any, params: Any, updates: Any) -> Metrics:
-    """Euclidean norms of gradients and parameters, and update / parameter norms: of all parameters,
-    and of each layer."""
-    by_layer = [_by_layer(tree) for tree in (gradients, params, updates)]
-    result: Metrics = {}
-    for suffix, *trees in (
-        ("", gradients, params, updates),
-        *((f"/{name}", *(layers[name] for layers in by_layer)) for name in by_layer[0]),
-    ):
-        gradient, parameter, update = map(optax.tree.norm, trees)
-        result |= {
-            f"gradient_norm{suffix}": gradient,
-            f"parameter_norm{suffix}": parameter,
-            f"update_ratio{suffix}": update / (parameter + 1e-12),
-        }
-    return result
 
 
 def zeros(activations: jax.Array) -> jax.Array:

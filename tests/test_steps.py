@@ -290,13 +290,3 @@ def test_microbatches_have_statistics_of_their_own(config, compiled_step, batch,
     jax.tree.map(lambda p, g, found: close(found, p - 0.1 * g), state.params, gradients, new.params)
     (whole, _), _ = value_and_grad(state.params, images, labels)
     assert abs(whole - loss) > 1e-4  # of the whole batch's statistics it would be another
-
-
-def test_frozen_layers_are_not_dead_ones(default):
-    """Nor is a parameter of the model itself a layer without a name."""
-    params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"bias": jnp.ones(2)}, "scale": jnp.ones(1)}
-    default.optim.update(groups=({"params": "a/*", "name": "frozen"},), decay_params=("b/bias",))
-    gradients = jax.tree.map(jnp.zeros_like, params)
-    assert steps.layer_names(params) == ["a", "b", "scale"]
-    assert steps.without_gradient(gradients).tolist() == [True] * 3
-    assert steps.learning(params, default.optim).tolist() == [False, True, True]

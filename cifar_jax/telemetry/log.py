@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from cifar_jax import config as config_lib
 from cifar_jax import steps
 from cifar_jax.models import overview
-from cifar_jax.optim import paths
+from cifar_jax.optim import layers, paths
 from cifar_jax.telemetry import display, pictures, summaries
 from cifar_jax.workdir import records
 
@@ -64,7 +64,7 @@ class Log:
         self, params: Any, rows: Sequence[overview.LayerRow], class_names: Sequence[str]
     ) -> None:
         """Reports what is about to be trained: parameters, layers, config."""
-        self._class_names, self._layers = class_names, steps.layer_names(params)
+        self._class_names, self._layers = class_names, layers.names(params)
         table = overview.markdown(rows)
         self.line(get_parameter_overview(params, include_stats=False))
         self.line(table)
