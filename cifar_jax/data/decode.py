@@ -1,0 +1,83 @@
+"""Picture files of any kind as arrays of one shape: what the network is given of a photograph."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cifar_jax.errors import UserError, reason
+
+MAX_PIXELS = 1 << 26  # of a file, before anything is decoded: 200 MB as RGB
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
+_WIDE = ("I", "F")  # modes of more than 8 bits; also I;16 and its relatives
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is ours
+
+
+class Unreadable(UserError):
+    """A file that is no picture, a damaged one, or one that is too large."""
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return sorted(set(Image.ID) - {"EPS"})  # which starts Ghostscript
+
+
+_FORMATS = _formats()
+
+
+def decode(source: Path | bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """The picture in a file, or in its bytes, as uint8 of `shape` [H, W, C], with C of 1, 3 or 4.
+
+    Upright by its EXIF orientation; transparency over white where C is not 4; of an animation the
+    first frame; 16 bits by their upper eight. It is resized until its short side fits `shape`
+    (antialiased, bilinear), and the centre is cropped: a picture of that very size stays as it is.
+    Raises Unreadable, without the name of the file.
+    """
+    height, width, channels = shape
+    try:
+        with Image.open(_file(source), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Unreadable(
+                    f"it has {image.width:,}x{image.height:,} pixels, expected at most "
+                    f"{MAX_PIXELS:,} in all"
+                )
+            image = ImageOps.exif_transpose(image)
+            image = _as_mode(image, _MODES[channels])
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+            return np.asarray(image).reshape(shape)
+    except Unreadable:
+        raise
+    except Image.DecompressionBombError as error:
+        raise Unreadable(f"it has too many pixels, expected at most {MAX_PIXELS:,}") from error
+    except Image.UnidentifiedImageError as error:
+        raise Unreadable("it is not a picture of a known format") from error
+    except OSError as error:
+        raise Unreadable(reason(error)) from error
+    except Exception as error:  # Pillow's plugins have a dozen kinds for damaged bytes
+        raise Unreadable(f"it is damaged ({reason(error)})") from error
+
+
+def _file(source: Path | bytes) -> Path | io.BytesIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in _WIDE:
+        image = _of_8_bits(image)
+    if mode != "RGBA" and image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of up to 16 bits a pixel, by the upper eight; of floats, what 0 to 1 or 0 to 255 is."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        values = values * (255.0 if values.max(initial=0) <= 1 else 1.0)
+    elif image.mode.startswith("I;16") or values.max(initial=0) > 255:
+        values = values // 256
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
