@@ -44,10 +44,9 @@ def decode(source: Path | bytes, shape: tuple[int, ...]) -> np.ndarray:
                     f"it has {image.width:,}x{image.height:,} pixels, expected at most "
                     f"{MAX_PIXELS:,} in all"
                 )
-            image = ImageOps.exif_transpose(image)
-            image = _as_mode(image, _MODES[channels])
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-            return np.asarray(image).reshape(shape)
+            upright = _as_mode(ImageOps.exif_transpose(image), _MODES[channels])
+            fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
+            return np.asarray(fitted).reshape(shape)
     except Unreadable:
         raise
     except Image.DecompressionBombError as error:

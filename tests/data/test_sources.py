@@ -132,15 +132,6 @@ def test_a_folder_that_is_the_dataset_itself(config, data_dir):
     assert len(sources.load(config.data, "train")) == NUM_TRAIN
 
 
-@pytest.mark.parametrize("name", ["cifar-10-batches-py", "cifar-10-python.tar.gz"])
-def test_another_version_is_named_and_nothing_downloaded(config, tmp_path, name):
-    (tmp_path / name).mkdir()
-    config.data.dir = str(tmp_path)
-    with pytest.raises(UserError, match=rf"{name} is another version .*cifar-10-binary.tar.gz"):
-        sources.load(config.data, "train")
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
 @pytest.mark.parametrize("field", ["dir", "shards"])
 def test_paths_are_those_of_a_user(config, monkeypatch, field):
     monkeypatch.setenv("HOME", "/home/me")

@@ -1,10 +1,12 @@
-"""CIFAR-10 and CIFAR-100 in their publisher's binary version, downloaded where they are missing."""
+"""CIFAR-10 and CIFAR-100 as their publisher has them: the binary version, downloaded where it is
+missing, or the version for Python where that is there.
+"""
 
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cifar_jax.data import download, native
+from cifar_jax.data import download, native, python_version
 from cifar_jax.data.dataset import Split
 from cifar_jax.data.sources.source import Source
 from cifar_jax.errors import UserError
@@ -27,15 +29,25 @@ class Cifar10(Source):
     image_size = native.SIZE
 
     def load(self, config: ConfigDict, split: str) -> Split:
-        train_files = [f"data_batch_{number}.bin" for number in range(1, 6)]
-        return read_cifar10(_binary(CIFAR10, self.dir(config)), split, train_files)
+        folder, numbers = self.dir(config), range(1, 6)
+        if found := _python(folder, CIFAR10, "cifar-10-batches-py"):
+            wanted = [f"data_batch_{n}" for n in numbers] if split == "train" else ["test_batch"]
+            names = python_version.read_names(found / "batches.meta", "label_names", 10)
+            paths = [found / name for name in wanted]
+            return Split(*python_version.read(paths, "labels", 10), names)
+        train_files = [f"data_batch_{number}.bin" for number in numbers]
+        return read_cifar10(_binary(CIFAR10, folder), split, train_files)
 
 
 class Cifar100(Source):
     image_size = native.SIZE
 
     def load(self, config: ConfigDict, split: str) -> Split:
-        folder = _binary(CIFAR100, self.dir(config))
+        folder = self.dir(config)
+        if found := _python(folder, CIFAR100, "cifar-100-python"):
+            names = python_version.read_names(found / "meta", "fine_label_names", 100)
+            return Split(*python_version.read([found / split], "fine_labels", 100), names)
+        folder = _binary(CIFAR100, folder)
         names = native.read_names(folder / "fine_label_names.txt", 100)
         return Split(*native.read([folder / f"{split}.bin"], 100, label_bytes=2), names)
 
@@ -47,20 +59,28 @@ def read_cifar10(folder: Path, split: str, train_files: list[str]) -> Split:
     return Split(*native.read([folder / name for name in wanted], 10), names)
 
 
+def _python(folder: Path, archive: download.Archive, name: str) -> Path | None:
+    """The folder of the version for Python, unpacked: `folder` itself, or in it where there is no
+    binary version. None without one."""
+    if folder.name == name and folder.is_dir():
+        return folder
+    binary = (folder / archive.folder, folder / archive.name)
+    if any(path.exists() for path in binary) or not (folder / name).is_dir():
+        return None
+    return folder / name
+
+
 def _binary(archive: download.Archive, folder: Path) -> Path:
     """The folder of the binary version: `folder` itself, or in it, or downloaded into it.
 
-    Raises UserError where the version for Python or MATLAB is there instead.
+    Raises UserError where the version for Python is there, but still packed.
     """
     if folder.name == archive.folder and folder.is_dir():
         return folder
-    if not (folder / archive.folder).exists() and not (folder / archive.name).exists():
-        name = archive.name.removesuffix("-binary.tar.gz")
-        for other in (f"{name}-batches-py", f"{name}-python", f"{name}-python.tar.gz"):
-            if (folder / other).exists():
-                raise UserError(
-                    f"{folder / other} is another version of the dataset, expected the binary "
-                    f"one: put {archive.name} from {archive.url} there, or choose another "
-                    "--config.data.dir to have it downloaded."
-                )
+    packed = folder / archive.name.replace("-binary", "-python")
+    there = (folder / archive.folder).exists() or (folder / archive.name).exists()
+    if packed.exists() and not there:
+        raise UserError(
+            f"{packed} is packed, expected its folder beside it: tar -xzf {packed} -C {folder}"
+        )
     return download.ensure(archive, folder)
