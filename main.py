@@ -53,9 +53,10 @@ def run(argv: list[str]) -> None:
     else:
         start = {"from_step": FLAGS.from_step, "restart": FLAGS.restart}
         with cluster.joined(config, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
-            if FLAGS.mode == "train":
+            if FLAGS.mode == "train" and not config.checkpoint.keep_best:
                 train(config, FLAGS.workdir, **start)
             else:
+                options["split"] = config.checkpoint.keep_best or FLAGS.split
                 with Evaluator(config, FLAGS.workdir, **options) as evaluator:
                     train(config, FLAGS.workdir, evaluator.evaluate, **start)
 

@@ -133,6 +133,7 @@ def validate(config: ConfigDict) -> None:
         ("optim.name", optim.NAMES),
         ("optim.schedule", optim.SCHEDULES),
         ("divergence.action", ("stop", "continue")),
+        ("checkpoint.keep_best", ("", "validation")),
         ("eval.views", inputs.VIEWS),
     ):
         if (name := _get(config, path)) not in choices:
@@ -180,6 +181,7 @@ def _validate_numbers(config: ConfigDict) -> None:
         "checkpoint.every_steps",
         "checkpoint.every_minutes",
         "checkpoint.keep_every_steps",
+        "stop.patience",
     )
     for path in (*positive, *not_negative):
         value = _get(config, path)
@@ -224,6 +226,16 @@ def _validate_combinations(config: ConfigDict) -> None:
         raise UsageError(
             "config.data.placement = 'stream' needs config.data.shards, a folder that "
             "`python -m cifar_jax.data.prepare` wrote."
+        )
+    if config.stop.patience and not config.checkpoint.keep_best:
+        raise UsageError(
+            f"config.stop.patience = {config.stop.patience} needs the accuracy of each checkpoint. "
+            "Set config.checkpoint.keep_best = 'validation'."
+        )
+    if config.checkpoint.keep_best and not config.data.validation:
+        raise UsageError(
+            "config.checkpoint.keep_best = 'validation', but config.data.validation = 0. Set the "
+            "share of the training images to hold out, as 0.1, or their number."
         )
     profile = config.profile.steps
     if len(profile) != 2 or not all(isinstance(n, int) for n in profile) or profile[0] > profile[1]:

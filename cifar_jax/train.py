@@ -101,8 +101,10 @@ def train(
         first = int(state.step)
         for change in changes:
             print(f"With another config: {change}")
-        if first >= run.num_steps:
-            print(f"Training has already ended at step {first}.")
+        if saver.to_compare and first < run.num_steps:
+            saver.tell()
+        if first >= run.num_steps or saver.out_of_patience:
+            print(" ".join([f"Training has already ended at step {first}.", saver.out_of_patience]))
             saver.finish(first)
             saver.tell()
             return Result(jax.tree.map(jnp.asarray, state), saver.folder / str(first))
@@ -122,6 +124,8 @@ def train(
             except Diverged as error:
                 saver.give_up(error)
                 raise
+        if saver.out_of_patience:
+            print(f"Training ends at step {int(state.step)}. {saver.out_of_patience}")
         saver.finish(int(state.step))
         return Result(state, saver.folder / str(int(state.step)))
 
@@ -236,7 +240,7 @@ def _loop(run: Training, state: steps.TrainState, log: Log, saver: Saver) -> ste
             log.healthy = True
             call.forget_requests()
 
-        while number < run.num_steps:
+        while number < run.num_steps and not saver.out_of_patience:
             # Only the first step of a call has auxiliary outputs, and nothing is saved within one.
             # Few programs serve a whole run: those of full calls, and of what is left over.
             room = min(run.num_steps, *(end.next_due(number) for end in (saver, log, trace)))

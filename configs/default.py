@@ -124,7 +124,12 @@ def get_config() -> ml_collections.ConfigDict:
     checkpoint.every_steps = 1_000  # 0: not by steps
     checkpoint.every_minutes = 10.0  # 0: not by time
     checkpoint.keep = 5  # the newest ones, and the last that later steps have proven good
+    # 'validation': each checkpoint is evaluated on that split, and the best one is kept, too.
+    checkpoint.keep_best = ""
     checkpoint.keep_every_steps = 0  # besides them, every multiple of this for good; 0: none
+
+    config.stop = ml_collections.ConfigDict()
+    config.stop.patience = 0  # checkpoints without a better one after which the run ends; 0: never
 
     config.divergence = ml_collections.ConfigDict()
     config.divergence.action = "stop"  # or 'continue'; a good checkpoint is kept in any case

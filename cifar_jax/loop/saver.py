@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from cifar_jax import steps
 from cifar_jax.devices import replicas
-from cifar_jax.errors import Diverged, UserError, reason
+from cifar_jax.errors import Diverged, UsageError, UserError, reason
 from cifar_jax.workdir import checkpoint, pytrees
 
 SAVE = 1  # a process's request to save; a greater one is a signal's number: save, then stop
@@ -24,12 +24,21 @@ class Saver:
     """Restores the state of a run, and saves it when it is due."""
 
     def __init__(self, config: ConfigDict, folder: Path, after_checkpoint: AfterCheckpoint | None):
-        """Raises UserError where another process writes to `folder`, or nothing can be written."""
+        """Raises UserError where another process writes to `folder`, or nothing can be written, and
+        UsageError where the best checkpoint is asked for, but none is evaluated."""
+        if config.checkpoint.keep_best and after_checkpoint is None:
+            raise UsageError(
+                f"config.checkpoint.keep_best = {config.checkpoint.keep_best!r} needs evaluations "
+                "while it trains: pass after_checkpoint=evaluator.evaluate, where evaluator is an "
+                f"Evaluator(config, workdir, split={config.checkpoint.keep_best!r})."
+            )
         self.folder, self._checkpoint = folder, config.checkpoint
         self._after_checkpoint = after_checkpoint
         self._stops = config.divergence.action == "stop"
         self.newest: int | None = None  # the last checkpoint
         self._good: int | None = None  # the last that later steps have proven good
+        self._keep_best, self._patience = config.checkpoint.keep_best, config.stop.patience
+        self._compared = checkpoint.Status()  # the best one, where it is kept
         self._time = time.monotonic()  # of it
         self._writer = pytrees.Writer(
             folder, self._checkpoint.keep, self._checkpoint.keep_every_steps
@@ -48,9 +57,12 @@ class Saver:
         first = jax.process_index() == 0
         chosen = self._choose(from_step, restart) if first else None
         newest = int(replicas.gather(-1 if chosen is None else chosen)[0])  # for all processes
-        self._good = checkpoint.status(self.folder).good
+        status = checkpoint.status(self.folder)
+        self._good = status.good
         if self._good is not None and self._good > newest:
             self._good = None
+        if self._keep_best:
+            self._compared = _up_to(newest, status)
         if newest >= 0:
             state = pytrees.restore(self.folder, newest, state)
             if int(state.step) != newest:
@@ -97,7 +109,9 @@ class Saver:
 
     def begin(self) -> None:
         """Marks the run as training, once its first step is done."""
-        self._mark(finished=None, diverged="")
+        known = self._compared._asdict()
+        best = {name: known[name] for name in ("best", "best_accuracy", "evaluated", "worse")}
+        self._mark(finished=None, diverged="", **best)
 
     def _mark(self, **changes: Any) -> None:
         if jax.process_index():
@@ -132,7 +146,7 @@ class Saver:
             healthy = False
         if healthy:
             self._good = self.newest
-        self._writer.save(step, state, self._good)
+        self._writer.save(step, state, self._good, self._compared.best)
         self.newest, self._time = step, time.monotonic()
         return self.tell()
 
@@ -141,7 +155,46 @@ class Saver:
         if self._after_checkpoint is None or self.newest is None:
             return None
         self.wait()
-        return self._after_checkpoint(self.newest)
+        accuracy = self._after_checkpoint(self.newest)
+        if self._keep_best and accuracy is not None:
+            self._compare(self.newest, accuracy)
+        return accuracy
+
+    def _compare(self, step: int, accuracy: float) -> None:
+        """Notes the accuracy of a checkpoint, once: a later one of the same accuracy is not better.
+
+        It is noted after the evaluation, so that one that a kill has cut short is done again."""
+        last = self._compared
+        if last.evaluated is not None and step <= last.evaluated:
+            return
+        best, worse = (last.best, last.best_accuracy), last.worse + 1
+        if last.best_accuracy is None or accuracy > last.best_accuracy:
+            best, worse = (step, float(accuracy)), 0
+        changes: dict[str, Any] = {
+            "best": best[0],
+            "best_accuracy": best[1],
+            "evaluated": step,
+            "worse": worse,
+        }
+        self._compared = last._replace(**changes)
+        self._mark(**changes)
+
+    @property
+    def to_compare(self) -> bool:
+        """Whether the newest checkpoint was not evaluated yet, because of a kill, as it has to be
+        for the run to end where it would have ended without."""
+        return bool(self._keep_best and self.newest and self._compared.evaluated != self.newest)
+
+    @property
+    def out_of_patience(self) -> str:
+        """Why the run ends before its last step; '' where it does not."""
+        found = self._compared
+        if not self._patience or found.worse < self._patience:
+            return ""
+        return (
+            f"The accuracy ({self._keep_best}) has not improved for {found.worse} checkpoints: "
+            f"the best one is {found.best}, with {found.best_accuracy:.3f}."
+        )
 
     def diverged(self, what: str) -> Diverged:
         """The error of a run that has diverged, with the last good checkpoint."""
@@ -172,6 +225,15 @@ class Saver:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _up_to(step: int, status: checkpoint.Status) -> checkpoint.Status:
+    """What is known of the best checkpoint for a run that goes on from `step`."""
+    if status.best is None or status.best > step:
+        return checkpoint.Status()
+    if status.evaluated is not None and status.evaluated > step:  # it went back
+        return status._replace(evaluated=step, worse=0)
+    return status
 
 
 def all_finite(tree: Any) -> jax.Array:

@@ -69,6 +69,7 @@ def panels_of(histories: Histories) -> dict[str, list[Panel]]:
         ("train", "accuracy", "training batches", "faint"),
         ("evals", "accuracy", "test images, EMA", "filled"),
         ("evals", "accuracy_raw", "test images, raw parameters", "hollow"),
+        ("validation", "accuracy", "validation images, EMA", "dashed"),
     )
     return {
         "loss": [

@@ -17,12 +17,15 @@ class History(NamedTuple):
     wall: np.ndarray  # float [train], seconds of training up to each; NaN without a clock
     evals: list[Record]
     resumed: list[tuple[int, float]]  # step, seconds of training
+    validation: list[Record]
 
     @classmethod
     def of(cls, lines: Sequence[Record]) -> "History":
         """From all records of a run, in the order in which they were written."""
         train: dict[int, tuple[Record, float]] = {}
-        evals: dict[int, Record] = defaultdict(dict)
+        evals: dict[str, dict[int, Record]] = {
+            kind: defaultdict(dict) for kind in ("eval", "eval_validation")
+        }
         resumed: list[tuple[int, float]] = []
         seconds, last = 0.0, math.nan
         for number, record in enumerate(r for r in lines if r["kind"] in ("start", "train")):
@@ -35,12 +38,13 @@ class History(NamedTuple):
                 train[step] = record, seconds if math.isfinite(time) else math.nan
             last = time
         for record in lines:
-            if record["kind"] == "eval":
-                evals[record["step"]] |= record
+            if record["kind"] in evals:
+                evals[record["kind"]][record["step"]] |= record
         done = sorted(train.items())
         wall = np.array([seconds for _, (_, seconds) in done])
         of_step = [record for _, (record, _) in done]
-        return cls(of_step, wall, [evals[step] for step in sorted(evals)], resumed)
+        test, validation = ([found[step] for step in sorted(found)] for found in evals.values())
+        return cls(of_step, wall, test, resumed, validation)
 
     @property
     def steps(self) -> int:

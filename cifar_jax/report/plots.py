@@ -95,11 +95,11 @@ class Line(NamedTuple):
     x: np.ndarray
     y: np.ndarray  # NaN: a gap
     slot: int = 0  # which colour, dash and marker
-    style: str = "solid"  # "faint", or "filled" or "hollow" markers
+    style: str = "solid"  # "faint", "dashed", or "filled" or "hollow" markers
 
     @property
     def main(self) -> bool:
-        return self.style in ("solid", "filled")
+        return self.style in ("solid", "filled", "dashed")
 
     def drawable(self, log: bool) -> bool:
         """Whether it has a value, above 0 on a `log` scale."""
@@ -185,6 +185,8 @@ def _line_style(line: Line) -> dict[str, Any]:
     style["linestyle"] = _DASHES[line.slot % len(_DASHES)]
     if line.style in ("filled", "hollow"):
         style |= {"marker": _MARKERS[line.slot % 7], "linewidth": 1.5, "markersize": 5}
+    if line.style == "dashed":
+        style |= {"marker": "d", "linestyle": (0, (4, 2)), "linewidth": 1.0, "markersize": 4}
     if line.style == "hollow":
         style |= {"markerfacecolor": "none", "linestyle": (0, (1, 2)), "linewidth": 1.0}
     return style

@@ -45,6 +45,7 @@ def final(run: Run, history: History) -> dict[str, str]:
         "epochs": number(epochs, 1),
         "accuracy, EMA": number(last.get("accuracy")),
         "accuracy, raw": number(last.get("accuracy_raw")),
+        "accuracy, validation": _best_validation(history),
         "cross-entropy": number(last.get("cross_entropy")),
         "calibration error": number(last.get("calibration_error")),
         "evaluated at step": f"{last['step']:,}" if last else UNKNOWN,
@@ -52,6 +53,12 @@ def final(run: Run, history: History) -> dict[str, str]:
         "device": run.record.get("device") or UNKNOWN,
         "jax": run.record.get("versions", {}).get("jax", UNKNOWN),
     }
+
+
+def _best_validation(history: History) -> str:
+    found = [r for r in history.validation if math.isfinite(r.get("accuracy", math.nan))]
+    best = max(found, key=lambda r: r["accuracy"], default=None)
+    return f"{number(best['accuracy'])} at step {best['step']:,}" if best else UNKNOWN
 
 
 def _positive(value: Any) -> float:

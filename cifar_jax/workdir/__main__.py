@@ -24,6 +24,8 @@ def listing(folder: Path) -> tuple[list[str], bool]:
     lines += [f"{name} set aside" for name in checkpoint.all_set_aside(folder)]
     if state.good is not None:
         lines.append(f"last proven good: {state.good}")
+    if state.best is not None:
+        lines.append(f"best, with an accuracy of {state.best_accuracy:.3f}: {state.best}")
     if state.finished is not None:
         lines.append(f"training has ended at step {state.finished}")
     if state.diverged:

@@ -222,6 +222,10 @@ class Status(NamedTuple):
     good: int | None = None  # the last checkpoint that later steps have proven good
     finished: int | None = None  # the step at which training has ended
     diverged: str = ""  # the line with which it has stopped
+    best: int | None = None  # the checkpoint of the best accuracy, where the run keeps that
+    best_accuracy: float | None = None
+    evaluated: int | None = None  # the last checkpoint that was compared with it
+    worse: int = 0  # evaluated since the best one
 
 
 def status(folder: Path) -> Status:
@@ -238,11 +242,15 @@ def status(folder: Path) -> Status:
     def whole_number(name: str) -> int | None:
         return known[name] if type(known.get(name)) is int else None
 
-    diverged = known.get("diverged")
+    diverged, accuracy = known.get("diverged"), known.get("best_accuracy")
     return Status(
         whole_number("good"),
         whole_number("finished"),
         " ".join(diverged.split()) if isinstance(diverged, str) else "",
+        whole_number("best") if isinstance(accuracy, float) else None,
+        accuracy if isinstance(accuracy, float) else None,
+        whole_number("evaluated"),
+        whole_number("worse") or 0,
     )
 
 

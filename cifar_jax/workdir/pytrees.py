@@ -73,11 +73,11 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def save(self, step: int, tree: Any, good: int | None = None) -> None:
+    def save(self, step: int, tree: Any, good: int | None = None, best: int | None = None) -> None:
         """Starts to write `tree`; returns once its values are copied.
 
-        `good` is an earlier step that is kept in any case. Raises UserError where this save, or
-        the one before it, could not be written.
+        `good` and `best` are earlier steps that are kept in any case. Raises UserError where this
+        save, or the one before it, could not be written.
         """
         self.wait()
         path = self._folder / f"{step}{checkpoint.UNSEALED}"
@@ -91,7 +91,7 @@ class Writer:
             except OSError as error:
                 raise _not_written(path, error) from error
             write = self._shared.wait_until_finished
-        self._pending = self._thread.submit(self._finish, step, write, together, good)
+        self._pending = self._thread.submit(self._finish, step, write, together, good, best)
 
     def _finish(
         self,
@@ -99,6 +99,7 @@ class Writer:
         write: Callable[[], None],
         together: multihost.BarrierSyncFn,
         good: int | None,
+        best: int | None,
     ) -> None:
         """Waits for the last byte, seals the checkpoint, removes those that need not be kept."""
         try:
@@ -109,7 +110,7 @@ class Writer:
                     checkpoint.mark(self._folder, good=good)
                 for old in checkpoint.steps(self._folder)[: -self._keep]:
                     wanted = self._keep_every and old % self._keep_every == 0
-                    if not wanted and old != good:
+                    if not wanted and old not in (good, best):
                         checkpoint.remove(self._folder, old)
             together(key=f"sealed {self._folder / str(step)}", timeout_ms=_SEAL_MS)
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError

@@ -158,6 +158,15 @@ def test_the_summary_is_of_the_last_evaluation(whole):
     assert re.search("Most often mistaken: .* taken for ", text)
 
 
+def test_the_best_accuracy_on_the_validation_split_is_told(fields, tmp_path):
+    found = [(10, 0.25), (20, 0.75), (30, 0.5)]
+    lines = [{"kind": "eval_validation", "step": n, "accuracy": value} for n, value in found]
+    run = make_run(fields, lines=[*records(), *lines])
+    page = write([run], tmp_path, fields)
+    assert "0.7500 at step 20" in text_of(page)
+    assert "validation images, EMA: from 0.25 to 0.5" in page
+
+
 def test_nothing_is_requested_from_elsewhere(whole):
     page, _ = whole
     elements = Elements(page).all
