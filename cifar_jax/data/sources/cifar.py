@@ -24,7 +24,8 @@ CIFAR100 = download.Archive(
 
 
 class Cifar10(Source):
-    image_size = native.SIZE
+    def image_size(self, config: ConfigDict) -> tuple[int, int]:
+        return native.SIZE, native.SIZE
 
     def load(self, config: ConfigDict, split: str) -> Split:
         train_files = [f"data_batch_{number}.bin" for number in range(1, 6)]
@@ -32,7 +33,8 @@ class Cifar10(Source):
 
 
 class Cifar100(Source):
-    image_size = native.SIZE
+    def image_size(self, config: ConfigDict) -> tuple[int, int]:
+        return native.SIZE, native.SIZE
 
     def load(self, config: ConfigDict, split: str) -> Split:
         folder = _binary(CIFAR100, self.dir(config))
