@@ -45,7 +45,7 @@ def read(
         if _sum(images) != record["sums"][split]:
             raise ValueError("its sum does not match")
         return Decoded({split: images}, damaged, [str(name) for name in record["duplicates"]])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
         print(

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from cifar_jax.data import pictures
 from cifar_jax.data.dataset import Split
 from cifar_jax.data.pictures import Listing, Picture
-from cifar_jax.data.sources.source import PictureSource
+from cifar_jax.data.sources.pictures import PictureSource
 from cifar_jax.errors import UsageError, UserError, reason
 
 _SUFFIXES = frozenset(

@@ -13,13 +13,13 @@ from ml_collections import ConfigDict
 from cifar_jax.data import pictures
 from cifar_jax.data.dataset import Split
 from cifar_jax.data.pictures import Listing, Picture
-from cifar_jax.data.sources.source import PictureSource
+from cifar_jax.data.sources.pictures import PictureSource
 from cifar_jax.errors import UsageError, UserError, reason
 
 Rows = list[tuple[str, str]]  # path and class
 
 
-class Table(PictureSource):
+class Csv(PictureSource):
     def load(self, config: ConfigDict, split: str) -> Split:
         listing = find(self.dir(config), config.csv.path, config.csv.label)
         return pictures.load(listing, self.shape(config), split, self.cache())
