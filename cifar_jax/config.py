@@ -219,9 +219,9 @@ def _validate_combinations(config: ConfigDict) -> None:
             f"config.inputs.transforms mixes images in pairs, but a device takes {at_once} at a "
             "time. Set config.batch_size so that the number is even."
         )
-    size = sources.find(config.data).image_size
+    size = sources.find(config.data).image_size(config.data)
     if size and not config.data.shards:
-        inputs.check(config.inputs, (size, size))
+        inputs.check(config.inputs, size)
     if config.data.placement == "stream" and not config.data.shards:
         raise UsageError(
             "config.data.placement = 'stream' needs config.data.shards, a folder that "

@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.name = "cnn"  # the tutorial's; 'resnet18' or 'airbench'
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = "cifar10"  # 'cifar10', 'cifar100', 'synthetic', 'tfds' or 'npz'
+    data.name = "cifar10"  # 'cifar10', 'cifar100', 'synthetic', 'tfds', 'npz', 'folder', 'csv'
     data.dir = ""  # '': $CIFAR_JAX_DATA, else ~/.cache/cifar_jax (tfds has its own)
     # Training images held out as the split 'validation', drawn by the seed: a share below 1, or
     # their number.
@@ -47,6 +47,14 @@ def get_config() -> ml_collections.ConfigDict:
     data.tfds.name = "cifar10"  # with config and version where they matter: 'cifar10:3.0.2'
     data.tfds.train_split = "train"  # in tensorflow-datasets' notation: 'train[:90%]'
     data.tfds.test_split = "test"
+    data.pictures = ml_collections.ConfigDict()  # of folder and csv
+    data.pictures.size = (32, 32)  # height and width that every picture is resized to
+    data.pictures.channels = 3  # 1: grey, 3: RGB, 4: RGB with transparency
+    data.folder = ml_collections.ConfigDict()
+    data.folder.test = 0.1  # share of each class for the test, where no folders say which
+    data.csv = ml_collections.ConfigDict()
+    data.csv.path = "path"  # column of the files, relative to the CSV's folder
+    data.csv.label = "label"  # column of the class: its name, or a whole number
 
     data.placement = (
         "auto"  # 'device', 'host', 'stream'; 'auto': 'device' where it fits, else another

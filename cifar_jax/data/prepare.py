@@ -7,20 +7,17 @@ the same command. The flags of the sources are the fields of config.data, and ha
 """
 
 import argparse
-import contextlib
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from flax import traverse_util
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import Progress
 
 from cifar_jax import errors, files
-from cifar_jax.data import shards, sources
+from cifar_jax.data import progress, shards, sources
 from cifar_jax.errors import UsageError, unknown
 from cifar_jax.loop import signals
 from cifar_jax.telemetry import streams
@@ -37,30 +34,9 @@ def prepare(config: ConfigDict, out: Path, num_shards: int) -> None:
     with shards.appearing(out) as part:
         for split in sources.SPLITS:
             examples = sources.examples(config, split)
-            with _progress(split) as progress:
-                shards.write(part, split, examples, num_shards, progress, name)
+            with progress.shown(split) as report:
+                shards.write(part, split, examples, num_shards, report, name)
     print(f"The shards are in {out}")
-
-
-@contextlib.contextmanager
-def _progress(split: str) -> Iterator[shards.Progress]:
-    """Shows on stderr how far a split is: a bar on a terminal, a line every 10% elsewhere."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with Progress(console=console) as bar:
-            task = bar.add_task(split)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-
-    shown = 0
-
-    def report(done: int, total: int) -> None:
-        nonlocal shown
-        if (tenths := 10 * done // total) > shown:
-            shown = tenths
-            print(f"{split}: {10 * tenths}% of {total:,} images", file=sys.stderr, flush=True)
-
-    yield report
 
 
 class _Parser(argparse.ArgumentParser):
@@ -81,7 +57,7 @@ def _parse(argv: Sequence[str]) -> tuple[ConfigDict, Path, int]:
     fields = _source_fields()
     for path, default in fields.items():
         flag = _FLAGS.get(path) or "--" + path.replace(".", "-").replace("_", "-")
-        parser.add_argument(flag, dest=path, type=type(default), default=default)
+        parser.add_argument(flag, dest=path, type=_reader(default), default=default)
     args = vars(parser.parse_args(argv))
     config = ConfigDict(
         traverse_util.unflatten_dict({path: args[path] for path in fields}, sep=".")
@@ -92,6 +68,13 @@ def _parse(argv: Sequence[str]) -> tuple[ConfigDict, Path, int]:
     if args["num_shards"] < 1:
         raise UsageError(f"--num-shards = {args['num_shards']}, expected 1 or more.")
     return config, files.resolve(args["out"], "--out"), args["num_shards"]
+
+
+def _reader(default: Any) -> Callable[[str], Any]:
+    """What reads the text of a flag; `32,32` is a tuple."""
+    if not isinstance(default, tuple):
+        return type(default)
+    return lambda text: tuple(int(part) for part in text.strip("()").split(","))
 
 
 def _source_fields() -> dict[str, Any]:

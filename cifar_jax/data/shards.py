@@ -15,7 +15,7 @@ import itertools
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from cifar_jax.data.dataset import (
     text,
     whole_number,
 )
+from cifar_jax.data.progress import Report
 from cifar_jax.errors import UserError, reason
 
 FORMAT = 2
@@ -47,8 +48,6 @@ _REPORT_EVERY = 1_000  # images
 _WRITE = "group_size:1,uncompressed"
 # Without reading ahead, which random access would throw away.
 _READ, _BUFFER_BYTES = "readahead_buffer_size:0", 1 << 15
-
-Progress = Callable[[int, int], object]  # images done, images in total
 
 
 class Shards:
@@ -209,7 +208,7 @@ def write(
     split: str,
     examples: Examples,
     num_shards: int,
-    progress: Progress = lambda done, total: None,
+    progress: Report = lambda done, total: None,
     name: str | None = None,
 ) -> None:
     """Writes `examples` to `folder`/`split`, whole or not at all, and holds one at a time.

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from cifar_jax.data import prepare, shards, sources
+from cifar_jax.data import prepare, progress, shards, sources
 from tests.conftest import ROOT
 
 
@@ -59,7 +59,7 @@ def test_shards_of_grey_images(tmp_path):
 
 def test_the_flags_have_the_defaults_of_the_config(default):
     config, _, _ = prepare._parse(["--out=x"])
-    assert set(config) == {"name", "dir", "tfds", "synthetic"}
+    assert set(config) == {"name", "dir", "tfds", "synthetic", "pictures", "folder", "csv"}
     for name, value in config.to_dict().items():
         assert value == default.data.to_dict()[name]
 
@@ -161,11 +161,11 @@ def test_a_source_that_is_not_there_is_a_line_and_exit_1(capsys, tmp_path):
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys, flags):
-    class Terminal(prepare.Console):
+    class Terminal(progress.Console):
         def __init__(self, stderr):
             super().__init__(stderr=stderr, force_terminal=True, width=80)
 
-    monkeypatch.setattr(prepare, "Console", Terminal)
+    monkeypatch.setattr(progress, "Console", Terminal)
     assert prepare.main(flags) == 0
     error = capsys.readouterr().err
     assert "100%" in error

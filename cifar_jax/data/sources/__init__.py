@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cifar_jax.data.dataset import Examples, Split
-from cifar_jax.data.sources import cifar, npz, synthetic, tfds
+from cifar_jax.data.sources import cifar, csv, folder, npz, synthetic, tfds
 from cifar_jax.data.sources.source import Source
 from cifar_jax.errors import UserError, unknown
 
@@ -20,6 +20,8 @@ SOURCES: dict[str, Source] = {
     "synthetic": synthetic.Synthetic(),
     "tfds": tfds.Tfds(),
     "npz": npz.Npz(),
+    "folder": folder.Folder(),
+    "csv": csv.Csv(),
 }
 
 

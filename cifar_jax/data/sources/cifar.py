@@ -26,7 +26,8 @@ CIFAR100 = download.Archive(
 
 
 class Cifar10(Source):
-    image_size = native.SIZE
+    def image_size(self, config: ConfigDict) -> tuple[int, int]:
+        return native.SIZE, native.SIZE
 
     def load(self, config: ConfigDict, split: str) -> Split:
         folder, numbers = self.dir(config), range(1, 6)
@@ -40,7 +41,8 @@ class Cifar10(Source):
 
 
 class Cifar100(Source):
-    image_size = native.SIZE
+    def image_size(self, config: ConfigDict) -> tuple[int, int]:
+        return native.SIZE, native.SIZE
 
     def load(self, config: ConfigDict, split: str) -> Split:
         folder = self.dir(config)

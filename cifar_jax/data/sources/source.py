@@ -13,11 +13,14 @@ class Source:
     """A source of datasets; overrides `load`, and what else differs. `config` is config.data
     throughout; a source's own fields are those under its name."""
 
-    image_size: int | None = None  # height and width, where known before anything is read
     default_dir = "CIFAR_JAX_DATA", "~/.cache/cifar_jax"  # environment variable; else folder
 
     def check(self, config: ConfigDict) -> None:
         """Raises UsageError for a value that cannot work; reads nothing."""
+
+    def image_size(self, config: ConfigDict) -> tuple[int, int] | None:
+        """Height and width, where known before anything is read."""
+        return None
 
     def load(self, config: ConfigDict, split: str) -> Split:
         """The split 'train' or 'test', which may be empty. Raises UserError for bad files."""

@@ -94,7 +94,8 @@ CLASS_NAMES = tuple(_SHAPES)
 class Synthetic(Source):
     """Drawn once, then read from disk by the reader of CIFAR-10."""
 
-    image_size = SIZE
+    def image_size(self, config: ConfigDict) -> tuple[int, int]:
+        return SIZE, SIZE
 
     def check(self, config: ConfigDict) -> None:
         for field, least in (("train", 1), ("test", 1), ("seed", 0)):
