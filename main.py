@@ -15,39 +15,48 @@ from cifar_jax import __version__
 from cifar_jax.devices import runtime
 from cifar_jax.errors import UsageError, exit_code
 
-flags.DEFINE_enum("mode", "train", ("train", "eval", "train_and_eval", "report"), "What to do.")
+MODES = ("train", "eval", "train_and_eval", "predict", "report")
+flags.DEFINE_enum("mode", "train", MODES, "What to do; predict: the pictures follow the flags.")
 flags.DEFINE_string("workdir", "runs/default", "Of the run; for a report, more may follow.")
 flags.DEFINE_integer("from_step", None, "train: go on from this checkpoint; rename later ones.")
 flags.DEFINE_bool("restart", False, "train: begin at step 0; rename all checkpoints.")
 flags.DEFINE_bool("once", False, "eval: the newest checkpoint only.")
-flags.DEFINE_bool("ema", True, "eval: the EMA of the parameters; --noema for the raw ones.")
+flags.DEFINE_bool(
+    "ema", True, "eval, predict: the EMA of the parameters; --noema for the raw ones."
+)
 flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "eval: which images.")
 flags.DEFINE_integer("num_examples", 0, "eval: how many images; 0 for all.", lower_bound=0)
+flags.DEFINE_bool("json", False, "predict: print a JSON object for each picture.")
+flags.DEFINE_bool("csv", False, "predict: print a CSV.")
 flags.DEFINE_bool("debug", False, "Show tracebacks, and what was set before JAX started.")
 flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
 flags.DEFINE_integer("num_processes", -1, "How many there are; -1: as the cluster says.")
 flags.DEFINE_integer("process_id", -1, "Which one this is, from 0; -1: as the cluster says.")
-FLAGS = flags.FLAGS
+FLAGS, CONFIG_HELP = flags.FLAGS, "  --config: A recipe; --config.a.b=c: a field."
 
 
 def run(argv: list[str]) -> None:
     """Parses the flags, reads the config, and dispatches by --mode."""
     from cifar_jax import config as config_lib
+    from cifar_jax import predict
     from cifar_jax.devices import cluster
     from cifar_jax.evaluate import Evaluator, evaluate
     from cifar_jax.train import train
 
     signals.unwind()
     config, overrides, others = config_lib.from_flags(argv)
-    if others and FLAGS.mode != "report":
+    if others and FLAGS.mode not in ("predict", "report"):
         raise UsageError(f"Unexpected argument '{others[0]}'; flags start with --.")
-    if FLAGS.coordinator and FLAGS.mode in ("eval", "report"):
+    if FLAGS.coordinator and FLAGS.mode in ("eval", "predict", "report"):
         raise UsageError(f"--coordinator is for training; --mode={FLAGS.mode} is one process.")
     options = {"ema": FLAGS.ema, "split": FLAGS.split, "num_examples": FLAGS.num_examples}
     if FLAGS.mode == "report":
         from cifar_jax.report import page
 
         print(f"The report is {page.make([FLAGS.workdir, *others], overrides)}")
+    elif FLAGS.mode == "predict":
+        form = "json" if FLAGS.json else "csv" if FLAGS.csv else "table"
+        predict.run(FLAGS.workdir, others, form, ema=FLAGS.ema)
     elif FLAGS.mode == "eval":
         evaluate(None, FLAGS.workdir, once=FLAGS.once, overrides=overrides, **options)
     else:
@@ -64,16 +73,14 @@ def run(argv: list[str]) -> None:
 def main() -> int:
     asked = {arg.lstrip("-") for arg in sys.argv[1:] if arg.startswith("-")}
     if asked & {"help", "h", "helpfull", "helpshort"}:
-        print(
-            f"{__doc__}\n{FLAGS.main_module_help()}\n  --config: A recipe; --config.a.b=c: a field."
-        )
-        return 0
-    if "version" in asked:
+        print(__doc__, FLAGS.main_module_help(), CONFIG_HELP, sep="\n")
+    elif "version" in asked:
         print(f"cifar_jax {__version__}")
-        return 0
-    debug = any(arg.lower() in ("debug", "debug=true", "debug=1") for arg in asked)
-    runtime.start(debug)
-    return exit_code(lambda: signals.until_left(lambda: run(sys.argv)), debug)
+    else:
+        debug = any(arg.lower() in ("debug", "debug=true", "debug=1") for arg in asked)
+        runtime.start(debug)
+        return exit_code(lambda: signals.until_left(lambda: run(sys.argv)), debug)
+    return 0
 
 
 if __name__ == "__main__" and (code := main()):

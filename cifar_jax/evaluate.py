@@ -102,12 +102,7 @@ class Evaluator:
     def restore(self, step: int) -> steps.Variables:
         """The EMA of the checkpoint `step`, or the raw parameters and model state where they were
         asked for. Raises FileNotFoundError where it has been deleted meanwhile."""
-        if self._ema:
-            return pytrees.restore(self._folder, step, {"ema": self._like}, partial=True)["ema"]
-        params, model_state = steps.split_variables(self._like)
-        like = {"params": params, "model_state": model_state}
-        found = pytrees.restore(self._folder, step, like, partial=True)
-        return {"params": found["params"], **found["model_state"]}
+        return pytrees.restore_variables(self._folder, step, self._like, ema=self._ema)
 
     def predict(self, variables: steps.Variables, views: int = 1) -> Predictions:
         """Of the first `num_examples` images of the split, in its order."""

@@ -24,7 +24,12 @@ ROOMS = {  # what each may import beside `EVERYWHERE` and itself
     "loop": {"telemetry", "workdir", "data", "steps", "optim", "devices"},
 }
 ALL = set(ROOMS)
-ROOMS |= {"train": ALL, "evaluate": ALL - {"loop"}, "report": ALL - {"loop"} | {"evaluate"}}
+ROOMS |= {
+    "train": ALL,
+    "evaluate": ALL - {"loop"},
+    "predict": ALL - {"loop"},
+    "report": ALL - {"loop"} | {"evaluate"},
+}
 PROGRAMS = {"main", "data/prepare", "workdir/__main__"}  # start what they need
 
 

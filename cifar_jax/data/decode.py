@@ -10,6 +10,13 @@ from PIL import Image, ImageOps
 from cifar_jax.errors import UserError, reason
 
 MAX_PIXELS = 1 << 26  # of a file, before anything is decoded: 200 MB as RGB
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm"),
+        *("ppm", "tga", "tif", "tiff", "webp"),
+    )
+)  # of files that are looked for in folders
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
 _WIDE = ("I", "F")  # modes of more than 8 bits; also I;16 and its relatives
 

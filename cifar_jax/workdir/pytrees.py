@@ -158,6 +158,17 @@ def _write(path: Path, tree: Any) -> None:
             raise OSError(errno.EIO, "what was read back is not what was written")
 
 
+def restore_variables(folder: Path, step: int, like: dict[str, Any], *, ema: bool) -> Any:
+    """The variables of the checkpoint `step`, "params" and the model's state by collection, as
+    `like`: their EMA, or without `ema` the raw ones. Raises as `restore` does."""
+    if ema:
+        return restore(folder, step, {"ema": like}, partial=True)["ema"]
+    model_state = {name: tree for name, tree in like.items() if name != "params"}
+    wanted = {"params": like["params"], "model_state": model_state}
+    found = restore(folder, step, wanted, partial=True)
+    return {"params": found["params"], **found["model_state"]}
+
+
 def _read(path: Path, template: Any) -> Any:
     with ocp.StandardCheckpointer() as reader:
         return reader.restore(path, template)

@@ -16,17 +16,11 @@ from ml_collections import ConfigDict
 
 from cifar_jax.data import pictures
 from cifar_jax.data.dataset import Split
+from cifar_jax.data.decode import SUFFIXES
 from cifar_jax.data.pictures import Listing, Picture
 from cifar_jax.data.sources.pictures import PictureSource
 from cifar_jax.errors import UsageError, UserError, reason
 
-_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("avif", "bmp", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm"),
-        *("ppm", "tga", "tif", "tiff", "webp"),
-    )
-)
 _REASONS = "not pictures", "not in a class's folder", "not to be opened"
 File = tuple[str, Path, tuple[int, int, int]]  # name below the folder, path, state
 Skipped = dict[str, list[str]]  # names by reason
@@ -110,7 +104,7 @@ def _pictures(folder: Path, below: str, skipped: Skipped) -> Iterator[File]:
             name = str(Path(below, entry.name))
             if _is_folder(entry):
                 open_folders.append(name)
-            elif Path(name).suffix.lower() not in _SUFFIXES:
+            elif Path(name).suffix.lower() not in SUFFIXES:
                 skipped["not pictures"].append(pictures.clean(name))
             else:
                 try:
