@@ -318,6 +318,10 @@ def test_a_resume_accepts_another_length_and_refuses_another_run(default, tmp_pa
         "num_steps was 0, is 5",
         "optim.learning_rate was 0.1, is 0.05",
     ]
+    record = json.loads((tmp_path / "config.json").read_text())
+    del record["config"]["data"]["pictures"]  # a run from before there was such a field
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert len(description.check_same_run(default, tmp_path)) == 2
     default.data.name = "synthetic"
     default.seed = 1
     with pytest.raises(UsageError, match="data.name is 'cifar10' there, 'synthetic' now"):

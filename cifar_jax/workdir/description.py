@@ -231,7 +231,8 @@ def check_same_run(config: ConfigDict, workdir: Path) -> list[str]:
     Raises UsageError where the workdir belongs to another model, dataset or seed.
     """
     try:
-        stored = flat(load(workdir))
+        # A field that is newer than the run had its default then.
+        stored = flat(recipe("default")) | flat(load(workdir))
     except FileNotFoundError:
         return []
     changes = [
