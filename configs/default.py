@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every_steps = 10
 
     config.model = ml_collections.ConfigDict()
-    config.model.name = "cnn"  # the tutorial's; 'resnet18' or 'airbench'
+    config.model.name = "cnn"  # the tutorial's; 'cnn_local', 'resnet18' or 'airbench'
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "cifar10"  # 'cifar10', 'cifar100', 'synthetic', 'tfds', 'npz', 'folder', 'csv'

@@ -15,10 +15,11 @@ import numpy as np
 from flax import linen as nn
 
 from cifar_jax.errors import UsageError, reason
-from cifar_jax.models import activations, airbench, cnn, resnet
+from cifar_jax.models import activations, airbench, cnn, cnn_local, resnet
 
 _MODELS: dict[str, type[nn.Module]] = {
     "cnn": cnn.CNN,
+    "cnn_local": cnn_local.CNNLocal,
     "resnet18": resnet.ResNet18,
     "airbench": airbench.Airbench,
 }

@@ -27,6 +27,10 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        return self._top(self._convolutions(images))
+
+    def _convolutions(self, images: jax.Array) -> jax.Array:
+        """Up to pool2: images of 24x24 become [B, 6, 6, 64]."""
         layer = partial(publish, self)
         x = images.astype(self.dtype)
 
@@ -42,16 +46,21 @@ class CNN(nn.Module):
         kernel, bias = self._weights("conv2", (5, 5, 64, 64), stddev=5e-2, bias=0.1)
         x = layer("conv2", nn.relu(conv(x, kernel) + bias))
         x = layer("norm2", lrn(x))
-        x = layer("pool2", max_pool(x))
+        return layer("pool2", max_pool(x))
 
+    def _top(self, x: jax.Array) -> jax.Array:
+        layer = partial(publish, self)
         x = x.reshape(x.shape[0], -1)
         for name, features in (("local3", 384), ("local4", 192)):
             kernel, bias = self._weights(name, (x.shape[-1], features), stddev=4e-2, bias=0.1)
             x = layer(name, nn.relu(x @ kernel + bias))
 
+        return self._logits(x, stddev=1 / 192)
+
+    def _logits(self, x: jax.Array, stddev: float) -> jax.Array:
         shape = (x.shape[-1], self.num_classes)
-        kernel, bias = self._weights("softmax_linear", shape, stddev=1 / 192, bias=0.0)
-        return layer("softmax_linear", (x @ kernel + bias).astype(jnp.float32))
+        kernel, bias = self._weights("softmax_linear", shape, stddev=stddev, bias=0.0)
+        return publish(self, "softmax_linear", (x @ kernel + bias).astype(jnp.float32))
 
     def _weights(self, layer: str, shape: tuple[int, ...], stddev: float, bias: float):
         """The kernel and bias of a layer, float32 as parameters, `dtype` in the computation."""

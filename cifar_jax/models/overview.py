@@ -66,8 +66,11 @@ def _owner(path: str, layers: Iterable[str]) -> str:
 
 def _row(path: str, shape: tuple[int, ...], weights: dict[str, Any]) -> LayerRow:
     parameters = sum(array.size for array in weights.values())
-    places = math.prod(shape[:-1])  # where a kernel is put to
-    multiply_adds = weights["kernel"].size * places if shape and "kernel" in weights else 0
+    multiply_adds = 0
+    if shape and "kernel" in weights:
+        unshared = weights["kernel"].ndim > 4  # it holds the weights of each place
+        places = 1 if unshared else math.prod(shape[:-1])  # where the kernel is put to
+        multiply_adds = weights["kernel"].size * places
     return LayerRow(path, tuple(shape), parameters, multiply_adds)
 
 
