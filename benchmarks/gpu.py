@@ -2,25 +2,36 @@
 
     python -m benchmarks.gpu
     python -m benchmarks.gpu --data ~/cifar --json figures.json
+    python -m benchmarks.gpu --parts trainings published --airbench ~/airbench94_muon.py
 
-Needs what the project itself needs, with JAX for the GPU, and no network: speeds are measured on
-the built-in dataset. The two whole runs, of configs/default.py and configs/fast.py, need CIFAR-10
-in its folder (`--data`, else the usual one) and are left out where it is not. Without a GPU it says
-so and ends.
+Needs what the project itself needs, with JAX for the GPU, and no network. Its parts, in this order:
+
+- runs: `main.py` and its evaluation, from start to end, for some recipes;
+- trainings: time to an accuracy as the records count it (`whole_training.py`);
+- published: the same by airbench94_muon.py in PyTorch, where `--airbench` has that script;
+- speed, steps_per_call: the tutorial's step by arithmetic, batch size and steps in one program;
+- torch: PyTorch's step, where PyTorch is installed.
+
+The first three need CIFAR-10 in its folder (`--data`, else the usual one). What fails is said and
+left out. Without a GPU it says so and ends.
 
 Every figure has a process of its own, one after the other, with compilation and warm-up outside the
 clock; a speed is the median of five blocks of a second. "highest" is float32 throughout, and
 "tensorfloat32" lets matrix units round the factors to ten bits, which is JAX's default there.
 """
 
+import argparse
 import datetime
+import importlib.util
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +46,21 @@ ARITHMETIC = (("float32", "highest"), ("float32", "tensorfloat32"), ("bfloat16",
 BATCHES = (128, 1_024, 8_192)
 STEPS_PER_CALL = (1, 10, 100)  # at batch 128, in JAX's default arithmetic
 DEFAULT_STEPS = 10  # what main.py comes to, with scalars at every tenth step
-RUNS = {"tutorial": "default", "fast": "fast"}
+RUNS: dict[str, tuple[str, ...]] = {
+    "tutorial": ("default",),
+    "tutorial, summaries every 1,000 steps": (
+        "default",
+        "--config.summaries.scalars=1000",
+        "--config.summaries.images=1000",
+        "--config.summaries.histograms=1000",
+        "--config.log_every_steps=1000",
+    ),
+    "fast": ("fast",),
+    "airbench94": ("airbench94", "--config.dtype=bfloat16"),
+}
+PARTS = ("runs", "trainings", "published", "speed", "steps_per_call", "torch")
+TRAININGS = (("bfloat16", None), ("float32", "tensorfloat32"))
+_LIMIT = 300.0  # seconds of a process
 _LINE = re.compile(r"^(\S+ \S+): step 0, loss")
 _PRECISION = re.compile(r"precision @ 1 = (\S+)")
 
@@ -49,10 +74,18 @@ class Failed(Exception):
 def ask(measurement: str, **options: object) -> dict[str, Any]:
     """One measurement of `gpu_case.py`, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.gpu_case", measurement, json.dumps(options)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return json.loads(_lines(command)[-1])
+
+
+def _lines(command: Sequence[str]) -> list[str]:
+    """What a command wrote to standard output."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_LIMIT)
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"not done after {_LIMIT:.0f} s") from error
     if done.returncode:
         raise Failed(done.stderr.strip()[-500:])
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()
 
 
 def training_flops(size: int = 24) -> float:
@@ -74,31 +107,40 @@ def matmul_rates(ask: Ask) -> dict[str, float]:
     }
 
 
-def speeds(ask: Ask, rates: dict[str, float], say: Callable[[str], object]) -> dict[str, Any]:
-    """Speed, memory and share of the card's rate for each arithmetic and batch size."""
-    result: dict[str, Any] = {}
-    for dtype, precision in ARITHMETIC:
-        for batch in BATCHES:
-            name = f"{_name(dtype, precision)}/{batch}"
-            say(f"Measuring {name}")
-            try:
-                options = {"dtype": dtype, "precision": precision, "batch": batch}
-                figures = ask("speed", **options, steps_per_call=DEFAULT_STEPS)
-            except Failed as error:  # out of memory, say: the others are still worth having
-                result[name] = {"error": str(error)}
-                continue
-            rate = figures["train_images_per_second"] * training_flops() / 1e12
-            result[name] = {**figures, "matmul_share": rate / rates[_name(dtype, precision)]}
-    return result
-
-
-def steps_per_call(ask: Ask) -> dict[str, float]:
-    """Images/s of training by the number of steps in one program."""
+def speeds(ask: Ask) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Speed and memory for each arithmetic and batch size."""
     return {
-        str(count): ask("speed", dtype="float32", precision=None, batch=128, steps_per_call=count)[
-            "train_images_per_second"
-        ]
+        f"{_name(dtype, precision)}/{batch}": partial(
+            ask,
+            "speed",
+            dtype=dtype,
+            precision=precision,
+            batch=batch,
+            steps_per_call=DEFAULT_STEPS,
+        )
+        for dtype, precision in ARITHMETIC
+        for batch in BATCHES
+    }
+
+
+def steps_per_call(ask: Ask) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The same by the number of steps in one program, in JAX's default arithmetic."""
+    options = {"dtype": "float32", "precision": None, "batch": 128}
+    return {
+        str(count): partial(ask, "speed", **options, steps_per_call=count)
         for count in STEPS_PER_CALL
+    }
+
+
+def torch(ask: Ask) -> dict[str, Callable[[], dict[str, Any]]]:
+    """PyTorch's step at the two smaller batch sizes, in the arithmetic that both offer."""
+    return {
+        f"{_name(dtype, precision)}/{batch}{', compiled' * compile}": partial(
+            ask, "torch", dtype=dtype, precision=precision, batch=batch, compile=compile
+        )
+        for compile in (False, True)
+        for batch in BATCHES[:2]
+        for dtype, precision in ARITHMETIC[1:]
     }
 
 
@@ -115,7 +157,7 @@ class Run(NamedTuple):
     precision_at_1: float
 
 
-def whole_run(config: str, data: Path | None, *flags: str) -> Run:
+def whole_run(config: str, data: Path | None, *flags: str) -> dict[str, Any]:
     """`main.py` with the config's own number of steps, then its evaluation."""
     with tempfile.TemporaryDirectory() as workdir:
         where = [f"--workdir={workdir}", *([f"--config.data.dir={data}"] if data else []), *flags]
@@ -125,76 +167,145 @@ def whole_run(config: str, data: Path | None, *flags: str) -> Run:
         (first,) = filter(None, map(_LINE.match, lines))
         began = datetime.datetime.fromisoformat(first[1]).timestamp()
         (found,) = filter(None, map(_PRECISION.search, _main(["--mode=eval", "--once", *where])))
-        return Run(end - start, end - began, float(found[1]))
+        return Run(end - start, end - began, float(found[1]))._asdict()
 
 
 def _main(flags: Sequence[str]) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "main.py", *flags], cwd=ROOT, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise Failed(done.stderr.strip()[-500:])
-    return done.stdout.splitlines()
+    return _lines([sys.executable, "main.py", *flags])
+
+
+def trainings(ask: Ask, data: Path | None, seeds: int) -> dict[str, Callable[[], dict[str, Any]]]:
+    """airbench94 with one seed after the other, in one process."""
+    where = str(data) if data else None
+    return {
+        f"airbench94, {_name(dtype, precision)}": partial(
+            ask,
+            "trainings",
+            recipe="airbench94",
+            data=where,
+            seeds=seeds,
+            precision=precision,
+            dtype=dtype,
+        )
+        for dtype, precision in TRAININGS
+    }
 
 
 # -- the command ---------------------------------------------------------------------------------
 
 
 def tables(figures: dict[str, Any]) -> list[Table]:
-    speed = Table(title="One step of main.py", box=box.SIMPLE_HEAD)
-    for heading in ("arithmetic", "batch"):
-        speed.add_column(heading, no_wrap=True)
-    for heading in ("training images/s", "evaluation", "peak MiB", "of matmul rate"):
-        speed.add_column(heading, justify="right", no_wrap=True)
-    for name, found in figures["speed"].items():
-        arithmetic, _, batch = name.rpartition("/")
-        if "error" in found:
-            speed.add_row(arithmetic, batch, "failed")
-            continue
-        speed.add_row(
-            arithmetic,
-            batch,
-            f"{found['train_images_per_second']:,.0f}",
-            f"{found['eval_images_per_second']:,.0f}",
-            f"{(found['peak_bytes'] or 0) / 2**20:,.0f}",
-            f"{found['matmul_share']:.1%}",
-        )
-    calls = Table(title="Steps in one program, batch 128", box=box.SIMPLE_HEAD)
-    calls.add_column("steps")
-    calls.add_column("training images/s", justify="right")
-    for count, images_per_second in figures["steps_per_call"].items():
-        calls.add_row(count, f"{images_per_second:,.0f}")
-    runs = Table(title="Whole runs on CIFAR-10", box=box.SIMPLE_HEAD)
-    for heading in ("run", "seconds", "after compilation", "precision @ 1"):
-        runs.add_column(heading)
-    for name, run in figures["runs"].items():
+    made = []
+    for part, title in (
+        ("speed", "One step of main.py"),
+        ("steps_per_call", "Steps in one program, batch 128"),
+        ("torch", "One step of PyTorch"),
+    ):
+        headings = ("training images/s", "evaluation", "peak MiB", "of matmul rate")
+        table = _table(title, "case", *headings)
+        for name, found in figures.get(part, {}).items():
+            train = found["train_images_per_second"]
+            rate = figures.get("matmul_tflops", {}).get(name.split("/")[0])
+            share = train * training_flops() / 1e12 / rate if rate else None
+            table.add_row(
+                name,
+                f"{train:,.0f}",
+                f"{found['eval_images_per_second']:,.0f}",
+                f"{(found.get('peak_bytes') or 0) / 2**20:,.0f}",
+                f"{share:.1%}" if share else "",
+            )
+        made.append(table)
+    table = _table("Whole runs", "run", "seconds", "after compilation", "precision @ 1")
+    for name, run in figures.get("runs", {}).items():
         cells = (f"{run['seconds']:.1f}", f"{run['after_compilation']:.1f}")
-        runs.add_row(name, *cells, f"{run['precision_at_1']:.3f}")
-    return [speed, calls, *([runs] if figures["runs"] else [])]
+        table.add_row(name, *cells, f"{run['precision_at_1']:.3f}")
+    made.append(table)
+    columns = ("seconds, median", "accuracy", "standard error", "single view", "n")
+    table = _table("Trainings, compilation outside", "training", *columns)
+    for name, found in (figures.get("trainings", {}) | figures.get("published", {})).items():
+        seconds, accuracies, single = (
+            [each[key] for each in found["trainings"]]
+            for key in ("seconds", "accuracy", "single_view")
+        )
+        table.add_row(
+            name,
+            f"{statistics.median(seconds):.2f}",
+            f"{statistics.mean(accuracies):.4f}",
+            f"{statistics.stdev(accuracies) / len(accuracies) ** 0.5:.4f}",
+            f"{statistics.mean(single):.4f}",
+            str(len(seconds)),
+        )
+    made.append(table)
+    return [table for table in made if table.row_count]
 
 
-def measure(data: Path | None, gpu: dict[str, Any], say: Callable[[str], object]) -> dict[str, Any]:
-    rates = matmul_rates(ask)
-    figures = {
-        "device": gpu,
-        "versions": report.versions(),
-        "matmul_tflops": rates,
-        "speed": speeds(ask, rates, say),
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column(first, no_wrap=True)
+    for heading in others:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def parts(args: argparse.Namespace) -> dict[str, dict[str, Callable[[], dict[str, Any]]]]:
+    """What there is to measure: by part, by name."""
+    script = args.airbench
+    options = {"data": str(args.data) if args.data else None, "seeds": args.seeds}
+    return {
+        "runs": {
+            name: partial(whole_run, recipe, args.data, *flags)
+            for name, (recipe, *flags) in RUNS.items()
+        },
+        "trainings": trainings(ask, args.data, args.seeds),
+        "published": {
+            "airbench94_muon.py": partial(ask, "published", script=str(script), **options)
+        }
+        if script
+        else {},
+        "speed": speeds(ask),
         "steps_per_call": steps_per_call(ask),
-        "runs": {},
+        "torch": torch(ask) if importlib.util.find_spec("torch") else {},
     }
-    for name, config in RUNS.items():
-        say(f"Running configs/{config}.py")
-        try:
-            figures["runs"][name] = whole_run(config, data)._asdict()
-        except Failed as error:
-            say(f"Left out: {error}")
+
+
+def measure(
+    args: argparse.Namespace, gpu: dict[str, Any], say: Callable[[str], object]
+) -> dict[str, Any]:
+    """Everything that was asked for; what is there so far is written after each measurement."""
+    figures: dict[str, Any] = {"device": gpu, "versions": report.versions()}
+    wanted = args.parts or parts(args)
+    if "speed" in wanted:
+        figures["matmul_tflops"] = matmul_rates(ask)
+        say(f"Matrix products, TFLOP/s: {figures['matmul_tflops']}")
+    for part in wanted:
+        cases, figures[part] = parts(args)[part], {}
+        for name, case in cases.items():
+            start = time.monotonic()
+            try:
+                found = case()
+            except Failed as error:  # out of memory, say: the others are still worth having
+                say(f"{part}: {name} left out: {error}")
+                continue
+            figures[part][name] = found
+            say(f"{part}: {name}: {_short(found)} ({time.monotonic() - start:.0f} s)")
+            if args.json:
+                args.json.write_text(json.dumps(figures, indent=2) + "\n")
     return figures
+
+
+def _short(found: dict[str, Any]) -> str:
+    if "trainings" in found:
+        each = [(round(t["seconds"], 3), t["accuracy"]) for t in found["trainings"]]
+        return f"{len(each)} trainings, the first {each[:3]}"
+    return ", ".join(f"{key} {value:,.4g}" for key, value in found.items() if value)
 
 
 def main(argv: Sequence[str]) -> int:
     parser = report.parser("gpu", __doc__)
     parser.add_argument("--data", type=Path, help="where CIFAR-10 is (config.data.dir)")
+    parser.add_argument("--airbench", type=Path, help="where the published script is")
+    parser.add_argument("--seeds", type=int, default=50, help="trainings of each kind")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="not all")
     args = parser.parse_args(argv)
     console = Console()
 
@@ -205,13 +316,10 @@ def main(argv: Sequence[str]) -> int:
     if gpu["platform"] != "gpu":
         say(f"No GPU: JAX runs on {gpu['platform']} here. Nothing was measured.")
         return 0
-    figures = measure(args.data, gpu, say)
+    figures = measure(args, gpu, say)
     say(f"{gpu['name']}, {figures['versions']}")
-    say(f"Matrix products, TFLOP/s: {figures['matmul_tflops']}")
     for table in tables(figures):
         console.print(table)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
 
 

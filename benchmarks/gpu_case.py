@@ -28,6 +28,38 @@ def device() -> dict[str, Any]:
     return {"platform": first.platform, "name": first.device_kind, "devices": jax.device_count()}
 
 
+def torch(dtype: str, precision: str | None, batch: int, compile: bool) -> dict[str, Any]:
+    """Images/s of PyTorch at its fastest on the tutorial's network."""
+    from benchmarks import task, torch_gpu
+
+    train, evaluate = torch_gpu.steps(dtype, precision, batch, compile)
+    unit = task.NUM_BATCHES
+    return {
+        "train_images_per_second": batch / _seconds(train, unit),
+        "eval_images_per_second": batch / _seconds(evaluate, unit),
+    }
+
+
+def trainings(
+    recipe: str, data: str | None, seeds: int, precision: str | None, **fields: object
+) -> dict[str, Any]:
+    """Whole trainings of a recipe, compilation outside the clock."""
+    import jax
+
+    from benchmarks import whole_training
+
+    jax.config.update("jax_default_matmul_precision", precision)
+    found = whole_training.measure(recipe, data, seeds, **fields)
+    return {"trainings": [each._asdict() | {"seconds": each.seconds} for each in found]}
+
+
+def published(script: str, data: str, seeds: int) -> dict[str, Any]:
+    """airbench94_muon.py as published, but for the number of its runs, on the same images."""
+    from benchmarks import published_airbench
+
+    return {"trainings": published_airbench.measure(script, data, seeds)}
+
+
 def matmul(dtype: str, precision: str | None, size: int = 8192) -> dict[str, Any]:
     """The card's own rate: a chain of square matrix products."""
     import jax
@@ -91,6 +123,9 @@ def _clock(run: Callable[[int], object], count: int) -> float:
 MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
     "device": device,
     "matmul": matmul,
+    "published": published,
+    "torch": torch,
+    "trainings": trainings,
     "speed": speed,
 }
 

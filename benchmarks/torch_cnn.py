@@ -44,11 +44,20 @@ def make_lrn(variant: str) -> Callable[[Tensor], Tensor]:
 class TorchCNN:
     """A task.Contender."""
 
-    def __init__(self, variant: str, weights: task.Weights, batches: list[task.Batch]):
-        self._lrn = make_lrn(variant)
+    def __init__(
+        self,
+        variant: str,
+        weights: task.Weights,
+        batches: list[task.Batch],
+        device: str = "cpu",
+    ):
+        lrn = make_lrn(variant)
+        self._lrn = lrn.to(device) if isinstance(lrn, nn.Module) else lrn
         self._first = weights
         self._params = {
-            layer: {name: nn.Parameter(_to_torch(array)) for name, array in arrays.items()}
+            layer: {
+                name: nn.Parameter(_to_torch(array).to(device)) for name, array in arrays.items()
+            }
             for layer, arrays in weights.items()
         }
         self._leaves = [p for arrays in self._params.values() for p in arrays.values()]
@@ -57,7 +66,10 @@ class TorchCNN:
         self._optimizer = self._make_optimizer()
         # The transposition of NHWC images is a view: their memory is channels_last already.
         self._batches = [
-            (torch.from_numpy(b.images).permute(0, 3, 1, 2), torch.from_numpy(b.labels).long())
+            (
+                torch.from_numpy(b.images).to(device).permute(0, 3, 1, 2),
+                torch.from_numpy(b.labels).to(device).long(),
+            )
             for b in batches
         ]
 
