@@ -16,6 +16,7 @@ from jax import lax
 from cifar_jax.models.activations import publish
 from cifar_jax.models.batch_norm import BatchNorm
 from cifar_jax.ops.conv import conv
+from cifar_jax.ops.max_pool import max_pool_blocks
 
 _WINDOW = 2  # of the whitening
 _EPSILON = 5e-4  # added to the eigenvalues: the weakest patterns are those of noise
@@ -40,7 +41,7 @@ class Airbench(nn.Module):
         for number, channels in enumerate(self.widths, 1):
             x = Group(channels, name=f"group{number}")(x, train=train)
         # The whole map where it is smaller than the window.
-        x = publish(self, "pool", _max_pool(x, min(3, *x.shape[1:3])))
+        x = publish(self, "pool", max_pool_blocks(x, min(3, *x.shape[1:3])))
         x = x.reshape(len(x), -1)
 
         shape = (x.shape[-1], self.num_classes)
@@ -84,7 +85,7 @@ class Group(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = publish(self, "pool", _max_pool(self._conv("conv1", x), min(2, *x.shape[1:3])))
+        x = publish(self, "pool", max_pool_blocks(self._conv("conv1", x), min(2, *x.shape[1:3])))
         x = publish(self, "gelu1", _gelu(self._norm("norm1")(x, train=train)))
         x = self._conv("conv2", x)
         return publish(self, "gelu2", _gelu(self._norm("norm2")(x, train=train)))
@@ -100,11 +101,6 @@ class Group(nn.Module):
 
 def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=False)  # by the error function, as PyTorch does
-
-
-def _max_pool(x: jax.Array, window: int) -> jax.Array:
-    """[B, H, W, C] -> [B, H // window, W // window, C]; what is left over is dropped."""
-    return nn.max_pool(x, (window, window), strides=(window, window))
 
 
 # -- initial values --

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax.ops.max_pool import max_pool, max_pool_plain
+from cifar_jax.ops.max_pool import (
+    max_pool,
+    max_pool_blocks,
+    max_pool_blocks_plain,
+    max_pool_plain,
+)
 
 
 def both(function, x, g):
@@ -41,3 +46,26 @@ def test_even_sizes_compile_without_select_and_scatter():
     x = jnp.ones((2, 8, 8, 4))
     gradient = jax.jit(jax.grad(lambda x: max_pool(x).sum()))
     assert "select_and_scatter" not in gradient.lower(x).as_text()
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"), [((2, 31, 30, 3), 2), ((3, 3, 3, 5), 3), ((1, 7, 8, 2), 3)]
+)
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_agree_with_the_plain_form(shape, window, ties, dtype):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 3, shape) if ties else rng.normal(size=shape)
+    x = jnp.asarray(values, dtype)
+    g = jnp.asarray(rng.integers(-4, 5, max_pool_blocks_plain(x, window).shape), dtype)
+    expected, expected_gradient = both(lambda x: max_pool_blocks_plain(x, window), x, g)
+    value, gradient = both(lambda x: max_pool_blocks(x, window), x, g)
+    assert value.dtype == gradient.dtype == x.dtype
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(max_pool_blocks(x, window), expected)
+    np.testing.assert_array_equal(gradient, expected_gradient)
+
+
+def test_blocks_compile_without_select_and_scatter():
+    gradient = jax.jit(jax.grad(lambda x: max_pool_blocks(x, 2).sum()))
+    assert "select_and_scatter" not in gradient.lower(jnp.ones((2, 7, 8, 4))).as_text()
