@@ -91,7 +91,7 @@ class WholeTraining:
     def _state(self, seed: int) -> steps.TrainState:
         variables = self._init(jax.random.key(seed))
         if len(self._to_fit):
-            seen = np.asarray(self._standardize(self._to_fit))
+            seen = self._standardize(self._to_fit)
             variables = models.init_from_data(self._model, variables, seen)
         state = steps.init_state(variables, self._optimizer)
         return replicas.replicate(state, self._mesh)

@@ -155,7 +155,7 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
         # Drawn, as a dataset may be sorted by class; and of one process, to the last bit.
         drawn = np.arange(min(count, len(data)))
         images, _ = data.read(np.sort(batches.permute(drawn, len(data), config.seed, _FIT_DRAW)))
-        seen = np.asarray(inputs.evaluate(jnp.asarray(images))[0])
+        seen = inputs.evaluate(jnp.asarray(images))[0]
         variables = replicas.broadcast(models.init_from_data(model, variables, seen))
     state = steps.init_state(variables, optimizer)
     return Training(config, data, dataset, num_steps, step, state)

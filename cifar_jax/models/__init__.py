@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from cifar_jax.errors import UsageError, reason
@@ -70,7 +69,7 @@ def images_to_fit(model: nn.Module) -> int:
 
 
 def init_from_data(
-    model: nn.Module, variables: dict[str, Any], images: np.ndarray
+    model: nn.Module, variables: dict[str, Any], images: jax.Array
 ) -> dict[str, Any]:
     """`variables` with those parameters that the model takes from its training images.
 

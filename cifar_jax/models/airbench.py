@@ -69,7 +69,7 @@ class Airbench(nn.Module):
         return publish(self, "whiten", y + weights["bias"].astype(x.dtype))
 
     @nn.nowrap
-    def init_from_data(self, variables: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
+    def init_from_data(self, variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:
         """`variables` with the whitening filters of the first `images_to_fit` of `images`: float32
         [N, H, W, C], standardised."""
         params = variables["params"]
@@ -127,17 +127,16 @@ def head(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return kernel / kernel.std(ddof=1)
 
 
-def whitening(images: np.ndarray) -> np.ndarray:
+def whitening(images: jax.Array) -> np.ndarray:
     """float64 [2, 2, C, 8·C]: a kernel whose first half gives uncorrelated outputs of variance 1.
 
     The eigenvectors of the 2x2 patches' covariance, about zero and not about the mean, each over
     the root of its eigenvalue, the largest first; then their negatives. An eigenvector's largest
-    entry is positive. `images`: [N, H, W, C].
+    entry is positive. `images`: float32 [N, H, W, C].
     """
-    covariance, count = 0.0, 0
-    for start in range(0, len(images), 500):  # at most 50 MB of patches
-        patches = _patches(images[start : start + 500].astype(np.float64))
-        covariance, count = covariance + patches.T @ patches, count + len(patches)
+    chunks = [images[start : start + 500] for start in range(0, len(images), 500)]
+    covariance = sum(np.asarray(total, np.float64) for total in map(_patch_products, chunks))
+    count = len(images) * (images.shape[1] - _WINDOW + 1) * (images.shape[2] - _WINDOW + 1)
     eigenvalues, vectors = np.linalg.eigh(covariance / count)  # vectors in columns
     eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
@@ -146,12 +145,15 @@ def whitening(images: np.ndarray) -> np.ndarray:
     return both.reshape(_WINDOW, _WINDOW, images.shape[-1], -1)
 
 
-def _patches(images: np.ndarray) -> np.ndarray:
-    """[N, H, W, C] -> [N · (H-1) · (W-1), 2 · 2 · C], in the order of a kernel."""
+@jax.jit
+def _patch_products(images: jax.Array) -> jax.Array:
+    """The sum over all 2x2 patches of a patch times itself: [N, H, W, C] -> [4·C, 4·C], in the
+    order of a kernel."""
     height, width = images.shape[1] - _WINDOW + 1, images.shape[2] - _WINDOW + 1
     shifted = [
         images[:, row : row + height, column : column + width]
         for row in range(_WINDOW)
         for column in range(_WINDOW)
     ]
-    return np.concatenate(shifted, -1).reshape(-1, _WINDOW**2 * images.shape[-1])
+    patches = jnp.concatenate(shifted, -1).reshape(-1, _WINDOW**2 * images.shape[-1])
+    return jnp.matmul(patches.T, patches, precision="highest")
