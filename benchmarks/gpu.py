@@ -258,7 +258,9 @@ def parts(args: argparse.Namespace) -> dict[str, dict[str, Callable[[], dict[str
         },
         "trainings": trainings(ask, args.data, args.seeds),
         "published": {
-            "airbench94_muon.py": partial(ask, "published", script=str(script), **options)
+            f"airbench94_muon.py, torch.compile {args.torch_mode}": partial(
+                ask, "published", script=str(script), mode=args.torch_mode, **options
+            )
         }
         if script
         else {},
@@ -304,6 +306,7 @@ def main(argv: Sequence[str]) -> int:
     parser = report.parser("gpu", __doc__)
     parser.add_argument("--data", type=Path, help="where CIFAR-10 is (config.data.dir)")
     parser.add_argument("--airbench", type=Path, help="where the published script is")
+    parser.add_argument("--torch_mode", default="max-autotune", help="of torch.compile, for it")
     parser.add_argument("--seeds", type=int, default=50, help="trainings of each kind")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="not all")
     args = parser.parse_args(argv)

@@ -53,11 +53,11 @@ def trainings(
     return {"trainings": [each._asdict() | {"seconds": each.seconds} for each in found]}
 
 
-def published(script: str, data: str, seeds: int) -> dict[str, Any]:
+def published(script: str, data: str | None, seeds: int, mode: str) -> dict[str, Any]:
     """airbench94_muon.py as published, but for the number of its runs, on the same images."""
     from benchmarks import published_airbench
 
-    return {"trainings": published_airbench.measure(script, data, seeds)}
+    return {"trainings": published_airbench.measure(script, data, seeds, mode)}
 
 
 def matmul(dtype: str, precision: str | None, size: int = 8192) -> dict[str, Any]:

@@ -213,11 +213,24 @@ def make_feed(
     return feeds.HostFeed(data.read, *options, sharding, depth, threads), {}
 
 
+def _steps_per_call(config: ConfigDict, mesh: Mesh, on_device: bool, saver: Saver) -> int:
+    """In one program, where nothing ends it earlier. Images and histograms are of its first step,
+    nothing is saved within it, and scalars are of steps at equal distances from the first."""
+    wanted = replicas.steps_per_call(mesh)
+    if not on_device:  # a call's images are in memory together
+        wanted = min(wanted, max(1, config.data.prefetch))
+    summaries = config.summaries
+    ends = [each for each in (summaries.images, summaries.histograms) if each]
+    longest = int(min(config.steps_per_call or wanted, saver.next_due(0), *ends))
+    if not summaries.scalars or longest < summaries.scalars:
+        return longest
+    return longest - longest % summaries.scalars
+
+
 def _loop(run: Training, state: steps.TrainState, log: Log, saver: Saver) -> steps.TrainState:
     config, mesh = run.config, run.mesh
     feed, dataset = make_feed(config, run.data, mesh)
-    wanted = config.steps_per_call or replicas.steps_per_call(mesh)
-    full = int(min(wanted, log.next_due(0), saver.next_due(0)))
+    full = _steps_per_call(config, mesh, bool(dataset), saver)
     number = first = int(state.step)
     with (
         contextlib.closing(feed),
@@ -241,20 +254,20 @@ def _loop(run: Training, state: steps.TrainState, log: Log, saver: Saver) -> ste
             call.forget_requests()
 
         while number < run.num_steps and not saver.out_of_patience:
-            # Only the first step of a call has auxiliary outputs, and nothing is saved within one.
             # Few programs serve a whole run: those of full calls, and of what is left over.
-            room = min(run.num_steps, *(end.next_due(number) for end in (saver, log, trace)))
+            due = log.next_due(number, full), saver.next_due(number), trace.next_due(number)
+            room = min(run.num_steps, *due)
             count = full if full <= room - number else 1
             trace.before(number)
             request = stop.signal or saver.overdue()
             try:
-                state, metrics, aux = call(state, number, count, request)
+                state, *found = call(state, number, count, request)
             except NotCompiled:
                 if saver.newest != number:
                     save(number, state)
                 saver.wait()
                 raise Interrupted(stop.signal or 0, number, saver.folder) from None
-            log.note(number, metrics, aux)
+            log.note(number, *found)
             if number == first:  # and no earlier is there anything to describe
                 describe()
                 saver.begin()

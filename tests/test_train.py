@@ -16,6 +16,7 @@ import pytest
 
 from cifar_jax import steps, train
 from cifar_jax.data import shards, sources, splits
+from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError
 from cifar_jax.loop import calls, saver
 from cifar_jax.telemetry import display
@@ -163,6 +164,39 @@ def test_several_steps_in_a_call_are_the_same_steps(config, tmp_path, uninterrup
     assert [re.search(r"step (\d+)", line)[1] for line in lines] == ["0", "2", "4"]
 
 
+def test_scalars_of_steps_within_a_call_are_those_of_single_steps(config, tmp_path):
+    config.summaries.update({"scalars": 2, "images": 6, "histograms": 0})
+    config.checkpoint.every_steps = 6
+    found = []
+    for name, config.steps_per_call in (("single", 1), ("whole", 6)):
+        train.train(config, tmp_path / name)
+        written = records.read(tmp_path / name / "metrics.jsonl")
+        found.append({r["step"]: r for r in written if r["kind"] == "train"})
+    single, whole = found
+    assert list(whole) == list(single) == [0, 2, 4]
+    for step, record in single.items():
+        assert whole[step].keys() == record.keys()
+        for name in ("loss", "learning_rate", "gradient_norm/conv1/kernel", "update_norm"):
+            if name in record:
+                assert whole[step][name] == pytest.approx(record[name], rel=1e-2), (step, name)
+
+
+def test_calls_are_as_long_as_what_is_due_allows(config):
+    mesh, saver = replicas.make_mesh(1), types.SimpleNamespace(next_due=lambda _: 70)
+
+    def steps_per_call(scalars, images, wanted=0, on_device=True):
+        config.summaries.update({"scalars": scalars, "images": images, "histograms": 0})
+        config.steps_per_call = wanted
+        return train._steps_per_call(config, mesh, on_device, saver)
+
+    assert steps_per_call(10, 50) == 1  # a CPU
+    assert steps_per_call(10, 50, 100) == 50
+    assert steps_per_call(20, 50, 100) == 40
+    assert steps_per_call(20, 0, 100) == 60
+    assert steps_per_call(100, 0, 100) == 70
+    assert steps_per_call(0, 0, 100) == 70
+
+
 def test_a_loss_that_diverges_within_a_call_has_its_step(config, tmp_path):
     config.optim.learning_rate, config.steps_per_call = 1e20, 2
     with pytest.raises(UserError, match=r"loss is (nan|inf) at step 1; it was finite in the"):
@@ -210,6 +244,13 @@ def test_a_call_ends_before_the_next_step_that_tells(a_log, cadence, shortest, f
     assert all(a_log.detail(step) for step in following.values() if step < math.inf)
     between = range(1, int(min(shortest, 10)))
     assert not any(a_log.detail(step) for step in between)
+
+
+def test_scalars_may_lie_within_a_call(a_log):
+    a_log._config.summaries.update({"scalars": 10, "images": 100, "histograms": 0})
+    assert a_log.next_due(0, 50) == a_log.next_due(50, 50) == 100
+    assert a_log.next_due(5, 50) == 10  # scalars are at equal distances from a call's first step
+    assert a_log.next_due(0, 15) == 10
 
 
 def test_the_time_of_a_call_is_shared_by_its_steps(a_log, clock, capsys):

@@ -48,7 +48,7 @@ class Log:
         self._continue_averages(workdir)
         self._writer = summaries.Writer(workdir, "train", resumed_at=first)
         self.writes = self._writer.writes
-        self._unread: tuple[int, steps.Metrics, dict[str, Any]] | None = None
+        self._unread: tuple[int, steps.Metrics, dict[str, Any], steps.Metrics] | None = None
         self._line_pace, self._scalar_pace = _Pace(), _Pace()
         self._occupancy = 1.0
         self.line = progress.line
@@ -87,32 +87,50 @@ class Log:
             return steps.Detail.TENSORS
         return steps.Detail.SCALARS if _due(cadence.scalars, number) else steps.Detail.NONE
 
-    def next_due(self, number: int) -> float:
-        """The next step after `number` at which a summary is due; infinite where none will be."""
+    def scalars_within(self, number: int, count: int) -> int:
+        """How far apart the steps with scalars are in a call of `count` steps from `number` on; 0
+        where none but the first can have any."""
+        every = self._config.summaries.scalars
+        return every if every and number % every == count % every == 0 and count > every else 0
+
+    def next_due(self, number: int, count: int = 1) -> float:
+        """The next step after `number` with which a call has to begin for its summaries, if calls
+        have `count` steps; infinite where none has."""
         cadence = self._config.summaries
-        all_of_them = (cadence.scalars, cadence.images, cadence.histograms)
-        steps_on = [(number // every + 1) * every for every in all_of_them if every]
+        first_step = [cadence.images, cadence.histograms]  # of a call
+        if not self.scalars_within(number, count):
+            first_step.append(cadence.scalars)
+        steps_on = [(number // every + 1) * every for every in first_step if every]
         return min(steps_on, default=math.inf)
 
-    def note(self, number: int, metrics: steps.Metrics, aux: dict[str, Any]) -> None:
-        """Takes the metrics, [steps] each, of a call that was dispatched and begins with step
-        `number`, and the auxiliary outputs of that step; reads those of the call before."""
+    def note(
+        self,
+        number: int,
+        metrics: steps.Metrics,
+        aux: dict[str, Any],
+        scalars: steps.Metrics | None = None,
+    ) -> None:
+        """Takes what a call that was dispatched gives (`calls.compile_steps`), which begins with
+        step `number`; reads that of the call before."""
         self.flush()
-        self._unread = number, metrics, aux
+        self._unread = number, metrics, aux, scalars or {}
 
     def flush(self) -> None:
         """Waits for the noted call. Raises UserError where the run has diverged."""
         if self._unread is None:
             return
         (number, *unread), self._unread = self._unread, None
-        metrics, aux = jax.device_get(unread)
+        metrics, aux, scalars = jax.device_get(unread)
         count, now = len(metrics["loss"]), time.monotonic()
         seconds, self._time = (now - self._time) / count, now
         for i in range(count):
             dead = metrics["dead"][i]
             values = {name: float(v[i]) for name, v in metrics.items() if name != "dead"}
             self._check(number + i, values["loss"], dead)
-            self._read(number + i, values, seconds, {} if i else aux)
+            if i and _due(self._config.summaries.scalars, number + i):
+                place = i // self._config.summaries.scalars - 1
+                aux = {"scalars": {name: v[place] for name, v in scalars.items()}}
+            self._read(number + i, values, seconds, aux)
 
     def _read(
         self, number: int, values: dict[str, float], seconds: float, aux: dict[str, Any]
