@@ -23,6 +23,8 @@ from cifar_jax.data import feeds, splits
 from cifar_jax.devices import replicas
 from cifar_jax.loop.calls import compile_steps
 
+EVAL_BATCH = 2_000  # images; as the records have it
+
 
 class Training(NamedTuple):
     """One training: seconds of each part, and the accuracies it came to."""
@@ -46,14 +48,13 @@ class WholeTraining:
     program: another order gives them to other images.
     """
 
-    def __init__(self, config: ConfigDict, batch_size: int = 2_000):
-        """`batch_size` of the evaluation; it divides the number of test images."""
+    def __init__(self, config: ConfigDict):
         config = config_lib.resolve(config)
         self._run = run = train.prepare(config)
         self._mesh, self._views = run.mesh, config.eval.views
         images, labels, _ = run.data.load()
         self._dataset = replicas.replicate({"image": images, "label": labels}, run.mesh)
-        self._test = self._batches(splits.open(config.data, "test", config.seed), batch_size)
+        self._test = self._batches(splits.open(config.data, "test", config.seed))
         bound = run.step.keywords
         self._model, self._inputs = bound["model"], bound["inputs"]
         self._optimizer = bound["optimizer"]
@@ -74,8 +75,8 @@ class WholeTraining:
         self._predict = {views: self._compile(views) for views in {1, self._views}}
         self(0)
 
-    def _batches(self, test: Any, size: int) -> list[dict[str, jax.Array]]:
-        images, labels, _ = test.load()
+    def _batches(self, test: Any) -> list[dict[str, jax.Array]]:
+        (images, labels, _), size = test.load(), EVAL_BATCH
         return [
             replicas.replicate(
                 {"image": images[start : start + size], "label": labels[start : start + size]},

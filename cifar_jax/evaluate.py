@@ -231,8 +231,12 @@ def evaluate(
     as `once` without a checkpoint, and Diverged where training has.
     """
     workdir, overrides = files.resolve(workdir, "--workdir"), overrides or {}
+    own_data = True
     if config is None:
         config = description.load_for_eval(workdir, overrides, wait=not once)
+        stored, now = (config_lib.flat(each) for each in (description.load(workdir), config))
+        chosen = filter(config_lib.chooses_images, overrides)
+        own_data = all(now[path] == stored.get(path) for path in chosen)
     elif overrides:
         raise UsageError(
             "overrides change the config that the workdir holds, but a config is given: change "
@@ -248,7 +252,7 @@ def evaluate(
         split=split,
         num_examples=num_examples,
         progress=True,
-        own_data=not any(map(config_lib.chooses_images, overrides)),
+        own_data=own_data,
     )
     folder, report = workdir / "checkpoints", partial(print, flush=True)
     found: dict[int, float] = {}

@@ -284,6 +284,14 @@ def test_when_images_are_those_of_the_run(config, tmp_path, earlier, own_data, a
     assert bool(capsys.readouterr().out) == apart
 
 
+def test_naming_the_images_of_the_run_does_not_make_them_others(config, workdir):
+    overrides = {
+        "data.dir": json.loads((workdir / "config.json").read_text())["config"]["data"]["dir"]
+    }
+    evaluate.evaluate(None, workdir, once=True, overrides=overrides)
+    assert len(records(workdir)) == 1
+
+
 def edit_dataset(workdir, **fields):
     path = workdir / "config.json"
     record = json.loads(path.read_text())
