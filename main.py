@@ -28,6 +28,7 @@ flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "eval: which
 flags.DEFINE_integer("num_examples", 0, "eval: how many images; 0 for all.", lower_bound=0)
 flags.DEFINE_bool("json", False, "predict: print a JSON object for each picture.")
 flags.DEFINE_bool("csv", False, "predict: print a CSV.")
+flags.DEFINE_string("show", "", "predict: a folder to draw in what the network saw, with heat map.")
 flags.DEFINE_bool("debug", False, "Show tracebacks, and what was set before JAX started.")
 flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
 flags.DEFINE_integer("num_processes", -1, "How many there are; -1: as the cluster says.")
@@ -38,9 +39,9 @@ FLAGS, CONFIG_HELP = flags.FLAGS, "  --config: A recipe; --config.a.b=c: a field
 def run(argv: list[str]) -> None:
     """Parses the flags, reads the config, and dispatches by --mode."""
     from cifar_jax import config as config_lib
-    from cifar_jax import predict
     from cifar_jax.devices import cluster
     from cifar_jax.evaluate import Evaluator, evaluate
+    from cifar_jax.predict import command as predict
     from cifar_jax.train import train
 
     signals.unwind()
@@ -56,7 +57,7 @@ def run(argv: list[str]) -> None:
         print(f"The report is {page.make([FLAGS.workdir, *others], overrides)}")
     elif FLAGS.mode == "predict":
         form = "json" if FLAGS.json else "csv" if FLAGS.csv else "table"
-        predict.run(FLAGS.workdir, others, form, ema=FLAGS.ema)
+        predict.run(FLAGS.workdir, others, form, ema=FLAGS.ema, show=FLAGS.show)
     elif FLAGS.mode == "eval":
         evaluate(None, FLAGS.workdir, once=FLAGS.once, overrides=overrides, **options)
     else:

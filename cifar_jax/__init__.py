@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # imported when it is asked for: settings come before JAX
-        from cifar_jax.predict import load
+        from cifar_jax.predict.predictor import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 import cifar_jax
-from cifar_jax import predict, train
+from cifar_jax import train
 from cifar_jax.data import splits
 from cifar_jax.errors import UsageError, UserError
 from cifar_jax.evaluate import Evaluator
+from cifar_jax.predict import command as predict
+from cifar_jax.predict import heat_map
 from tests.conftest import NAMES, NUM_TEST, ROOT
 
 
@@ -190,3 +192,53 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(predictor):
     Image.new("1", (1 << 14, 1 << 13)).save(data, "PNG")
     with pytest.raises(UserError, match="expected at most 67,108,864"):
         predictor.classify(data.getvalue())
+
+
+@pytest.mark.parametrize("shape", [(24, 24, 3), (17, 40, 1), (3, 5, 3)])
+def test_the_heat_map_is_warm_where_the_class_is_decided(shape):
+    """Of a class that is as probable as the upper left quarter is bright."""
+    rows, columns = shape[0] // 2, shape[1] // 2
+
+    def predict_(images):
+        mean = images[:, :rows, :columns].mean((1, 2, 3))
+        return np.stack([0.5 + mean / 4, 0.5 - mean / 4], -1)
+
+    heat = heat_map.occlusion(predict_, np.ones(shape, np.float32))
+    assert heat.shape == shape[:2]
+    assert heat[:rows, :columns].min() > 0
+    assert heat.max() == heat[:rows, :columns].max()
+    assert np.abs(heat[-1]).max() == 0
+    other = heat_map.occlusion(lambda x: predict_(-x), -np.ones(shape, np.float32))
+    np.testing.assert_allclose(other, heat, atol=1e-6)
+    cold = heat_map.occlusion(lambda x: predict_(1 - x), np.full(shape, 0.5, np.float32))
+    assert cold.min() < 0 <= cold.max() + 1e-6
+
+
+def test_squares_cover_every_pixel():
+    for shape in [(24, 24), (32, 20), (1, 1), (2, 7), (5, 4)]:
+        seen = np.zeros(shape, int)
+        for square in heat_map._squares(*shape):
+            seen[square] += 1
+        assert seen.min() >= 1
+    assert len(heat_map._squares(24, 24)) == 49  # one batch of 64 with the image itself
+
+
+def test_what_the_network_saw_is_drawn(run, pictures, tmp_path, capsys):
+    one, other = str(pictures / "h.png"), str(pictures / "below" / "a.PNG")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "h.png").write_bytes((pictures / "h.png").read_bytes())
+    (tmp_path / "bad.png").write_text("no picture")
+    arguments = [one, other, str(tmp_path / "more"), str(tmp_path / "bad.png")]
+    with pytest.raises(UserError, match="1 of 4"):
+        predict.run(run[0], arguments, "table", show=str(tmp_path / "new" / "shown"))
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    drawn = {path.name for path in (tmp_path / "new" / "shown").iterdir()}
+    assert drawn == {"h.png.seen.png", "a.PNG.seen.png", "h.png.2.seen.png"}
+    width, height = Image.open(tmp_path / "new" / "shown" / "h.png.seen.png").size
+    assert (width, height) == (2 * (8 * 24 + 8), 8 * 24 + 3 * 13 + 8)
+
+
+def test_a_folder_that_cannot_be_drawn_in_is_named(run, pictures, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Cannot write to .*file"):
+        predict.run(run[0], [str(pictures / "h.png")], "table", show=str(tmp_path / "file"))

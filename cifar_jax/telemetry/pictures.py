@@ -15,12 +15,15 @@ _GREY = (128, 128, 128)
 MAX_NAMED = 20  # classes whose names and counts a confusion matrix has room for
 
 
-def grid(images: np.ndarray, captions: Sequence[str], columns: int = 4) -> np.ndarray:
-    """Images [N, h, w, C] side by side, enlarged, each with its caption's lines below."""
+def grid(
+    images: np.ndarray, captions: Sequence[str], columns: int = 4, scale: int = _SCALE
+) -> np.ndarray:
+    """Images [N, h, w, C] side by side, `scale` times as large, each with its caption's lines
+    below."""
     images = rgb(images)
     font = ImageFont.load_default(11)
     lines = max(caption.count("\n") + 1 for caption in captions)
-    height, width = (size * _SCALE for size in images.shape[1:3])
+    height, width = (size * scale for size in images.shape[1:3])
     cell = (width + 8, height + lines * _LINE + 8)
     rows = -(-len(images) // columns)
     canvas = Image.new("RGB", (columns * cell[0], rows * cell[1]), _BACKGROUND)

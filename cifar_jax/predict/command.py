@@ -1,7 +1,9 @@
-"""Classifies pictures with a trained network: `main.py --mode=predict`, and `load` from Python."""
+"""Pictures of a command line: `main.py --mode=predict`."""
 
+import contextlib
 import csv
 import glob
+import io
 import json
 import os
 import sys
@@ -11,114 +13,27 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
+from PIL import Image
 
-from cifar_jax import files, models, steps
-from cifar_jax import inputs as inputs_lib
-from cifar_jax.data.dataset import Description
+from cifar_jax import files
 from cifar_jax.data.decode import SUFFIXES, Unreadable, decode
 from cifar_jax.errors import UsageError, UserError, reason
+from cifar_jax.predict import heat_map
+from cifar_jax.predict.predictor import MAX_BATCH, Predictor, load
 from cifar_jax.telemetry import display
-from cifar_jax.workdir import checkpoint, description, pytrees
 
 STDIN = "-"
 FORMATS = ("table", "json", "csv")
-_BATCHES = (1, 8, 64, 512)  # sizes for which the network is compiled, where they are needed
 _TOP = 3  # classes that are told of a picture
 _WIDTH = 60  # of the names in a table, but for longer ones
 _MAX_BYTES = 1 << 28  # of standard input
 
 
-class Predictor:
-    """A trained network that classifies images. Threads may share it."""
-
-    def __init__(
-        self,
-        dataset: Description,
-        predict: Callable[[jax.Array], jax.Array],
-        step: int,
-    ):
-        """`predict` takes images uint8 [n, *dataset.image_shape] to logits [n, classes]."""
-        self.class_names, self.image_shape = dataset.class_names, dataset.image_shape
-        self.step = step  # of the checkpoint
-        self._predict = jax.jit(lambda images: jax.nn.softmax(predict(images)))
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images uint8 [N, H, W, C] of `image_shape` -> float32 probabilities [N, classes].
-
-        Raises UsageError for images of another type or shape.
-        """
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
-            raise UsageError(
-                f"The images are {images.dtype} {list(images.shape)}, expected uint8 "
-                f"[N, {', '.join(map(str, self.image_shape))}], as those of the training."
-            )
-        found = [np.empty((0, len(self.class_names)), np.float32)]
-        for start in range(0, len(images), _BATCHES[-1]):
-            part = images[start : start + _BATCHES[-1]]
-            size = next(size for size in _BATCHES if size >= len(part))
-            padded = np.concatenate([part, np.zeros((size - len(part), *self.image_shape), "u1")])
-            found.append(np.asarray(self._predict(padded))[: len(part)])
-        return np.concatenate(found)
-
-    def classify(self, picture: str | os.PathLike[str] | bytes) -> list[tuple[str, float]]:
-        """All classes with their probabilities for a picture file, or its bytes, the most probable
-        first. Raises Unreadable for what is no picture, and UserError for what is no path."""
-        if not isinstance(picture, bytes):
-            picture = files.resolve(picture, "The picture")
-        (probabilities,) = self(decode(picture, self.image_shape)[None])
-        return self.ranked(probabilities)
-
-    def ranked(self, probabilities: np.ndarray) -> list[tuple[str, float]]:
-        """The classes with their `probabilities` [classes], the most probable first."""
-        order = np.argsort(-probabilities, kind="stable")
-        return [(self.class_names[i], float(probabilities[i])) for i in order]
-
-
-def load(
-    workdir: str | os.PathLike[str], *, step: int | None = None, ema: bool = True
-) -> Predictor:
-    """The network of a run, from its workdir alone: of its newest whole checkpoint or that of
-    `step`, with the EMA of the parameters or, without `ema`, the raw ones.
-
-    Raises UserError where nothing was trained, or the checkpoint is missing or damaged.
-    """
-    workdir = files.resolve(workdir, "--workdir")
-    config = description.load_for_eval(workdir, {}, wait=False)
-    dataset, folder = description.load_dataset(workdir), workdir / "checkpoints"
-    if step is None:
-        step = checkpoint.newest(folder, lambda line: print(line, file=sys.stderr))
-    elif problem := _problem(folder / str(step)):
-        raise UserError(f"Checkpoint {step} in {folder}: {problem}.")
-    if step is None or dataset is None:
-        raise UserError(f"No checkpoint in {folder} yet. Train a network there first.")
-    model = steps.make_model(config, len(dataset.class_names))
-    moments = dataset.mean, dataset.std
-    inputs = inputs_lib.make(config.inputs, dataset.image_shape, *moments, config.seed)
-    like = jax.eval_shape(lambda: models.init(model, jax.random.key(0), inputs.image_shape))
-    variables = jax.device_put(pytrees.restore_variables(folder, step, like, ema=ema))
-
-    def predict(images: jax.Array) -> jax.Array:
-        return steps.predict(model, variables, inputs.evaluate(images)[0])
-
-    return Predictor(dataset, predict, step)
-
-
-def _problem(path: Path) -> str:
-    try:
-        return checkpoint.check(path)
-    except FileNotFoundError:
-        return "there is none"
-
-
-# -- pictures of a command line ------------------------------------------------------------------
-
-
 class Answer(NamedTuple):
     name: str
     classes: list[tuple[str, float]]  # all, the most probable first; [] for what is unreadable
+    image: np.ndarray | None = None  # as it was decoded, uint8; None for what is unreadable
     problem: str = ""
 
 
@@ -127,7 +42,7 @@ def classify(
 ) -> Iterator[Answer]:
     """The answer for each of `pictures`, in their order: names of files, or "-" for what `stdin`
     gives. They are decoded in threads while the device computes, a few batches ahead."""
-    size, names = _BATCHES[-1] // 8, iter(pictures)
+    size, names = MAX_BATCH // 8, iter(pictures)
 
     def read(name: str) -> np.ndarray:
         source = Path(name) if name != STDIN or stdin is None else stdin(_MAX_BYTES)
@@ -150,18 +65,18 @@ def classify(
 def _answers(
     predictor: Predictor, batch: Sequence[tuple[str, Future[np.ndarray]]]
 ) -> Iterator[Answer]:
-    images, problems = [], {}
+    images, problems = {}, {}
     for place, (_, future) in enumerate(batch):
         try:
-            images.append(future.result())
+            images[place] = future.result()
         except (Unreadable, OSError) as error:
             problems[place] = reason(error)
-    probabilities = iter(predictor(np.stack(images))) if images else iter(())
+    probabilities = iter(predictor(np.stack(list(images.values()))) if images else ())
     for place, (name, _) in enumerate(batch):
         if problem := problems.get(place):
-            yield Answer(name, [], problem)
+            yield Answer(name, [], problem=problem)
         else:
-            yield Answer(name, predictor.ranked(next(probabilities)))
+            yield Answer(name, predictor.ranked(next(probabilities)), images[place])
 
 
 def find(arguments: Sequence[str]) -> list[str]:
@@ -206,14 +121,21 @@ def _in_folder(folder: Path) -> Iterator[str]:
 
 
 def run(
-    workdir: str | os.PathLike[str], arguments: Sequence[str], form: str, *, ema: bool = True
+    workdir: str | os.PathLike[str],
+    arguments: Sequence[str],
+    form: str,
+    *,
+    ema: bool = True,
+    show: str = "",
 ) -> None:
-    """Prints the classes of the pictures that `arguments` name (`find`), as one of `FORMATS`.
+    """Prints the classes of the pictures that `arguments` name (`find`), as one of `FORMATS`; with
+    `show`, a folder, draws there what the network saw of each (`heat_map.draw`).
 
     A picture that cannot be read is named on stderr, and the others are answered; UserError is
     raised at the end then, and otherwise as `find` and `load` do.
     """
     pictures = find(arguments)
+    drawings = _Drawings(show) if show else None
     predictor = load(workdir, ema=ema)
     unreadable = 0
 
@@ -224,6 +146,8 @@ def run(
                 unreadable += 1
                 print(f"{display.plain(answer.name)}: {answer.problem}.", file=sys.stderr)
             else:
+                if drawings:
+                    drawings.add(predictor, answer)
                 yield answer
 
     width = min(max(len(display.plain(name)) for name in pictures), _WIDTH)
@@ -259,3 +183,34 @@ def _csv(answers: Iterable[Answer]) -> None:
         name = answer.name.encode(errors="backslashreplace").decode()
         cells = [cell for each, p in answer.classes[:_TOP] for cell in (each, f"{p:.6f}")]
         writer.writerow([name, *cells])
+
+
+class _Drawings:
+    """PNG files of what the network saw, one for each picture, named after it."""
+
+    def __init__(self, folder: str):
+        """Raises UserError where the folder cannot be made."""
+        self._folder = files.resolve(folder, "--show")
+        self._count: dict[str, int] = {}  # by name: pictures of several folders may share theirs
+        with self._reported():
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, predictor: Predictor, answer: Answer) -> None:
+        """Raises UserError where the folder cannot be written to."""
+        assert answer.image is not None
+        name = "stdin" if answer.name == STDIN else Path(answer.name).name
+        count = self._count[name] = self._count.get(name, 0) + 1
+        file = io.BytesIO()
+        picture = heat_map.draw(*predictor.look(answer.image), answer.classes[:_TOP])
+        Image.fromarray(picture).save(file, "PNG")
+        number = f".{count}" if count > 1 else ""
+        with self._reported():
+            # No picture has such a name but one that was drawn by an earlier call.
+            files.write(self._folder / f"{name}{number}.seen.png", file.getvalue())
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"Cannot write to {self._folder}: {reason(error)}.") from error
