@@ -126,6 +126,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh,
+    class_weights: tuple[float, ...] | None = None,
     detail: Detail = Detail.NONE,
 ) -> tuple[TrainState, Metrics, dict[str, Any]]:
     """One update on a global batch: the new state, the metrics (those of the parameters before the
@@ -137,7 +138,14 @@ def train_step(
     like the parameters, and for the first `SHOWN` images of the batch the "images" as the network
     saw them, their "labels", and "activations" by layer.
     """
-    gradient = partial(mean_gradient, config=config, model=model, inputs=inputs, detail=detail)
+    gradient = partial(
+        mean_gradient,
+        config=config,
+        model=model,
+        inputs=inputs,
+        class_weights=class_weights,
+        detail=detail,
+    )
     gradients, model_state, metrics, aux = replicas.on_replicas(gradient, mesh, sharded={3: 0})(
         state.params, state.model_state, state.step, batch, dataset or {}
     )
@@ -173,6 +181,7 @@ def mean_gradient(
     config: ConfigDict,
     model: nn.Module,
     inputs: Inputs,
+    class_weights: tuple[float, ...] | None,
     detail: Detail,
 ) -> tuple[Any, Any, Metrics, dict[str, Any]]:
     """(gradient, model's new state, metrics, auxiliary outputs): the gradient and the metrics are
@@ -187,7 +196,14 @@ def mean_gradient(
     # summed over them. As a value of each replica it arrives local, for pmean to average.
     params = lax.pcast(params, AXIS, to="varying")
     differentiate = partial(
-        gradient, params, model_state, config=config, model=model, inputs=inputs, detail=detail
+        gradient,
+        params,
+        model_state,
+        config=config,
+        model=model,
+        inputs=inputs,
+        class_weights=class_weights,
+        detail=detail,
     )
     means, model_state, aux = over_microbatches(
         differentiate, {**batch, "key": keys}, config.accumulate
@@ -207,6 +223,7 @@ def gradient(
     config: ConfigDict,
     model: nn.Module,
     inputs: Inputs,
+    class_weights: tuple[float, ...] | None,
     detail: Detail,
 ) -> tuple[tuple[Any, Metrics], Any, dict[str, Any]]:
     """((gradient, metrics), the model's new state, auxiliary outputs) of one microbatch."""
@@ -220,7 +237,8 @@ def gradient(
             train=True,
             layers=detail >= Detail.TENSORS,
         )
-        cross_entropy, loss = losses(logits, targets, config.optim.label_smoothing)
+        smoothing = config.optim.label_smoothing
+        cross_entropy, loss = losses(logits, targets, smoothing, class_weights)
         metrics = {
             "loss": loss.mean(),
             "cross_entropy": cross_entropy.mean(),
@@ -233,17 +251,33 @@ def gradient(
     return (gradients, metrics), state, aux
 
 
-def losses(logits: jax.Array, targets: Targets, smoothing: float) -> tuple[jax.Array, jax.Array]:
+def losses(
+    logits: jax.Array,
+    targets: Targets,
+    smoothing: float,
+    class_weights: tuple[float, ...] | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """(cross-entropy, loss to minimise), float32 [B] each. The loss is the cross-entropy with
-    smoothed labels: 1 - `smoothing` on the targets, the rest spread evenly over all classes."""
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, targets.label)
-    if targets.weight is not None:
-        other = optax.softmax_cross_entropy_with_integer_labels(logits, targets.other_label)
-        cross_entropy = targets.weight * cross_entropy + (1 - targets.weight) * other
-    if not smoothing:
-        return cross_entropy, cross_entropy
-    uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
-    return cross_entropy, (1 - smoothing) * cross_entropy + smoothing * uniform
+    smoothed labels: 1 - `smoothing` on the targets, the rest spread evenly over all classes; times
+    the weight of the target's class, where there are `class_weights`."""
+    cross_entropy = of_targets(
+        lambda label: optax.softmax_cross_entropy_with_integer_labels(logits, label), targets
+    )
+    loss = cross_entropy
+    if smoothing:
+        uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+        loss = (1 - smoothing) * cross_entropy + smoothing * uniform
+    if class_weights is not None:
+        loss *= of_targets(lambda label: jnp.array(class_weights, jnp.float32)[label], targets)
+    return cross_entropy, loss
+
+
+def of_targets(function: Callable[[Any], jax.Array], targets: Targets) -> jax.Array:
+    """`function` of the labels; of mixed images the weighted mean over both labels."""
+    value = function(targets.label)
+    if targets.weight is None:
+        return value
+    return targets.weight * value + (1 - targets.weight) * function(targets.other_label)
 
 
 def over_microbatches(function: Callable, batch: Batch, count: int) -> tuple[Any, Any, Any]:

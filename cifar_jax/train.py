@@ -149,6 +149,7 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
         optimizer=optimizer,
         schedule=optim.make_schedule(config.optim, steps_per_epoch, num_steps),
         mesh=replicas.make_mesh(config.num_devices),
+        class_weights=dataset.class_weights() if config.data.balance else None,
     )
     variables = models.init(model, jax.random.key(config.seed), inputs.image_shape)
     if count := models.images_to_fit(model):

@@ -39,6 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Training images held out as the split 'validation', drawn by the seed: a share below 1, or
     # their number.
     data.validation = 0.0
+    data.balance = False  # True: an image's loss times (images / classes) / (images of its class)
     data.synthetic = ml_collections.ConfigDict()
     data.synthetic.train = 12_000  # images that are drawn
     data.synthetic.test = 2_000

@@ -99,6 +99,18 @@ def test_smoothed_labels():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+def test_class_weights_multiply_the_loss_alone():
+    logits, labels = jax.random.normal(jax.random.key(0), (3, 4)), jnp.array([0, 3, 3])
+    plain = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    cross_entropy, loss = steps.losses(logits, inputs.Targets(labels), 0.0, (2.0, 1.0, 1.0, 0.5))
+    np.testing.assert_array_equal(cross_entropy, plain)
+    np.testing.assert_allclose(loss, plain * jnp.array([2, 0.5, 0.5]), rtol=1e-6)
+    mixed = inputs.Targets(labels, jnp.array([3, 3, 0]), jnp.array([0.25, 1.0, 0.5]))
+    cross_entropy, loss = steps.losses(logits, mixed, 0.1, (2.0, 1.0, 1.0, 0.5))
+    _, unweighted = steps.losses(logits, mixed, 0.1)
+    np.testing.assert_allclose(loss, unweighted * jnp.array([0.875, 0.5, 1.25]), rtol=1e-6)
+
+
 def test_the_loss_of_mixed_images_is_that_of_mixed_labels():
     logits = jax.random.normal(jax.random.key(0), (4, 10))
     label, other, weight = jnp.arange(4), jnp.array([1, 0, 3, 3]), jnp.array([0.3, 0.3, 1.0, 0.0])

@@ -197,6 +197,17 @@ def test_calls_are_as_long_as_what_is_due_allows(config):
     assert steps_per_call(0, 0, 100) == 70
 
 
+def test_balance_weights_the_loss_by_class(config):
+    assert train.prepare(config).step.keywords["class_weights"] is None
+    config.data.balance = True
+    run = train.prepare(config)
+    labels = run.data.load()[1]
+    weights = np.array(run.step.keywords["class_weights"])
+    np.testing.assert_allclose(weights[labels].mean(), 1)
+    shares = np.bincount(labels, weights[labels], minlength=10)
+    np.testing.assert_allclose(shares[shares > 0], shares.max())
+
+
 def test_a_loss_that_diverges_within_a_call_has_its_step(config, tmp_path):
     config.optim.learning_rate, config.steps_per_call = 1e20, 2
     with pytest.raises(UserError, match=r"loss is (nan|inf) at step 1; it was finite in the"):

@@ -90,6 +90,7 @@ class Description:
     sizes: Mapping[str, int]  # images by split, of those splits that are known
     mean: tuple[float, ...]  # of the training images' pixels by channel, on the 0..255 scale
     std: tuple[float, ...]
+    class_counts: tuple[int, ...] = ()  # training images by class; () in older workdirs
 
     @classmethod
     def of(
@@ -99,15 +100,19 @@ class Description:
         sizes: Mapping[str, int],
         moments: Moments | None = None,
     ) -> "Description":
-        """Without `moments`, measures the training images, all of them once, `_CHUNK_IMAGES` in
-        memory at a time."""
+        """Counts the training images of each class and, without `moments`, measures them: reads all
+        of them once, `_CHUNK_IMAGES` in memory at a time."""
         height, width, channels = train.shape
-        if moments is None:
-            if len(train) > _MANY_IMAGES:
-                print(f"Measuring mean and deviation of {len(train):,} images.", flush=True)
-            moments = measure(_chunks(train))
-        shape = height, width, channels
-        return cls(name, tuple(train.class_names), shape, dict(sizes), *moments)
+        if len(train) > _MANY_IMAGES:
+            print(f"Measuring mean, deviation and classes of {len(train):,} images.", flush=True)
+        sums, counts = Sums(), np.zeros(len(train.class_names), np.int64)
+        for images, labels in _chunks(train):
+            counts += np.bincount(labels, minlength=len(counts))
+            if moments is None:
+                sums.add(images)
+        shape, moments = (height, width, channels), moments or sums.moments()
+        names, by_class = tuple(train.class_names), tuple(counts.tolist())
+        return cls(name, names, shape, dict(sizes), *moments, by_class)
 
     def to_json(self) -> dict[str, Any]:
         """As types that JSON has; `from_json` gives back the same, to the last bit."""
@@ -118,20 +123,34 @@ class Description:
     def from_json(cls, found: Any) -> "Description":
         """From untrusted JSON. Raises ValueError for anything unexpected."""
         names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(found, dict) or found.keys() != names:
+        if not isinstance(found, dict) or {"class_counts", *found} != names:
             raise ValueError(f"it is not an object of {', '.join(sorted(names))}")
         height, width, channels = _items(found["image_shape"], "image_shape", 3)
         if channels not in CHANNELS:
             raise ValueError(f"{str(channels)[:40]} is not a number of channels")
         if not isinstance(found["sizes"], dict) or "train" not in found["sizes"]:
             raise ValueError("sizes has no number of training images")
+        class_names = tuple(map(text, _items(found["class_names"], "class_names")))
+        counts = found.get("class_counts", [])
+        if counts:
+            counts = _items(counts, "class_counts", len(class_names))
         return cls(
             text(found["name"]),
-            tuple(map(text, _items(found["class_names"], "class_names"))),
+            class_names,
             (whole_number(height, 1, MAX_SIDE), whole_number(width, 1, MAX_SIDE), int(channels)),
             {split: whole_number(n, 1, _MAX_IMAGES) for split, n in found["sizes"].items()},
             *read_moments(found, channels),
+            tuple(whole_number(count, 0, _MAX_IMAGES) for count in counts),
         )
+
+    def class_weights(self) -> tuple[float, ...]:
+        """By class, so that each has the same share of the loss and the mean over the training
+        images is 1; 0 for a class without any. Raises ValueError where no counts are known."""
+        if not self.class_counts:
+            raise ValueError("the classes were not counted")
+        present = sum(count > 0 for count in self.class_counts)
+        share = sum(self.class_counts) / present
+        return tuple(share / count if count else 0.0 for count in self.class_counts)
 
 
 def read_all(images: Images) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -191,9 +210,9 @@ def _sum(chunk: np.ndarray) -> np.ndarray:
     return by_pixel.sum(axis=0, dtype=np.uint64).sum(axis=0).astype(object)
 
 
-def _chunks(images: Images) -> Iterator[np.ndarray]:
+def _chunks(images: Images) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start in range(0, len(images), _CHUNK_IMAGES):
-        yield images.read(np.arange(start, min(start + _CHUNK_IMAGES, len(images))))[0]
+        yield images.read(np.arange(start, min(start + _CHUNK_IMAGES, len(images))))
 
 
 # -- untrusted JSON ------------------------------------------------------------------------------

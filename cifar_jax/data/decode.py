@@ -41,6 +41,7 @@ def decode(source: Path | bytes, shape: tuple[int, ...]) -> np.ndarray:
     Upright by its EXIF orientation; transparency over white where C is not 4; of an animation the
     first frame; 16 bits by their upper eight. It is resized until its short side fits `shape`
     (antialiased, bilinear), and the centre is cropped: a picture of that very size stays as it is.
+    A JPEG is decoded at a half, quarter or eighth of its size where twice that of `shape` is left.
     Raises Unreadable, without the name of the file.
     """
     height, width, channels = shape
@@ -51,6 +52,8 @@ def decode(source: Path | bytes, shape: tuple[int, ...]) -> np.ndarray:
                     f"it has {image.width:,}x{image.height:,} pixels, expected at most "
                     f"{MAX_PIXELS:,} in all"
                 )
+            side = 2 * max(height, width)  # either way up
+            image.draft(image.mode, (side, side))
             upright = _as_mode(ImageOps.exif_transpose(image), _MODES[channels])
             fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
             return np.asarray(fitted).reshape(shape)

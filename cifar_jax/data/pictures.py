@@ -21,7 +21,7 @@ from cifar_jax.data.decode import Unreadable, decode
 from cifar_jax.data.picture_cache import Decoded
 from cifar_jax.errors import UserError, reason
 
-VERSION = 1  # of what `decode` makes of a file: another one, and all are decoded again
+VERSION = 2  # of what `decode` makes of a file: another one, and all are decoded again
 _MAX_BYTES = 1 << 28  # of a file, which is read whole
 _SHOWN = 3  # names that a line lists
 SPLITS = ("train", "test")

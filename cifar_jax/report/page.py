@@ -51,7 +51,9 @@ def _evaluate(workdir: Path, overrides: Mapping[str, Any]) -> Evaluation:
     data, variables = evaluator.data, evaluator.restore(step)
     found = evaluator.predict(variables)
     rows = overview.layers(evaluator.model, evaluator.inputs.image_shape)
-    return Evaluation(step, found, data.images, data.class_names, variables["params"], rows)
+    dataset = description.load_dataset(workdir)
+    counts = dataset.class_counts if dataset else ()
+    return Evaluation(step, found, data.images, data.class_names, variables["params"], rows, counts)
 
 
 def write(runs: Sequence[Run], out: Path, default: Mapping[str, Any]) -> Path:

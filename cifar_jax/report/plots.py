@@ -195,8 +195,9 @@ def _line_style(line: Line) -> dict[str, Any]:
 # -- what was predicted --------------------------------------------------------------------------
 
 
-def recalls(recalls: np.ndarray, names: Sequence[str]) -> Figure:
-    """A bar for each class with images, the best on top."""
+def recalls(recalls: np.ndarray, names: Sequence[str], counts: Sequence[int] = ()) -> Figure:
+    """A bar for each class with images, the best on top; with the `counts` of training images by
+    class, where they are known."""
     order = [place for place in np.argsort(-recalls) if np.isfinite(recalls[place])]
     half = MAX_BARS // 2
     shown = order if len(order) <= MAX_BARS else order[:half] + order[-half:]
@@ -205,10 +206,12 @@ def recalls(recalls: np.ndarray, names: Sequence[str]) -> Figure:
     places = range(len(shown))
     bars = axis.barh(places, recalls[shown], color="C0")
     axis.bar_label(bars, [f"{value:.3f}" for value in recalls[shown]], padding=3)
-    axis.set_yticks(places, [short(names[place], 24) for place in shown])
+    of_class = [f" ({count:,})" for count in counts] or [""] * len(names)
+    axis.set_yticks(places, [short(names[place], 24) + of_class[place] for place in shown])
     axis.invert_yaxis()
     axis.margins(y=0.01)
-    axis.set(xlabel="recall", xlim=(0, 1.08), xticks=np.arange(0, 1.1, 0.2))
+    label = "recall (in brackets: training images)" if counts else "recall"
+    axis.set(xlabel=label, xlim=(0, 1.08), xticks=np.arange(0, 1.1, 0.2))
     axis.grid(False)
     if len(shown) < len(order):
         axis.axhline(half - 0.5, color="C1", linestyle="--", linewidth=1)

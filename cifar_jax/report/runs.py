@@ -24,6 +24,7 @@ class Evaluation(NamedTuple):
     class_names: tuple[str, ...]
     params: Any  # nested dicts of numpy arrays
     layers: Sequence[LayerRow]
+    class_counts: Sequence[int] = ()  # training images by class, where they are known
 
 
 class Run(NamedTuple):

@@ -78,11 +78,16 @@ def _evaluation_charts(evaluation: Evaluation, suffix: str) -> list[Chart]:
     matrix = predictions.confusion(evaluation.predictions, len(names))
     recalls = predictions.recalls(matrix)
     calibration = predictions.calibration(evaluation.predictions)
-    scores = [f"{name} {tables.number(p, 3)}" for name, p in zip(names, recalls, strict=True)]
+    counts = evaluation.class_counts
+    of_images = [f" of {count:,} training images" for count in counts] or [""] * len(names)
+    scores = [
+        f"{name} {tables.number(recall, 3)}{of}"
+        for name, recall, of in zip(names, recalls, of_images, strict=True)
+    ]
     error = f"The expected calibration error is {calibration.error:.4f}."
     layers = ", ".join(f"{row.name} {row.shape}" for row in rows)
     kinds: dict[str, tuple[str, Callable[[], Figure]]] = {
-        "classes": (f"{', '.join(scores)}.", partial(plots.recalls, recalls, names)),
+        "classes": (f"{', '.join(scores)}.", partial(plots.recalls, recalls, names, counts)),
         "reliability": (error, partial(plots.reliability, calibration)),
     }
     if rows:

@@ -94,9 +94,40 @@ def test_odd_json_is_refused(field, value):
         Description.from_json(found)
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Description)])
+@pytest.mark.parametrize(
+    "field",
+    [field.name for field in dataclasses.fields(Description) if field.name != "class_counts"],
+)
 def test_a_missing_field_is_refused(field):
     found = DATASET.to_json()
     del found[field]
     with pytest.raises(ValueError, match="it is not an object of"):
         Description.from_json(found)
+
+
+def test_classes_are_counted_and_weighted():
+    labels = np.array([0, 2, 2, 2, 0, 2], np.int32)
+    images = np.zeros((6, 2, 2, 1), np.uint8)
+    split = dataset.Split(images, labels, ("a", "b", "c"))
+    found = dataset.Description.of("drawn", split, {"train": 6})
+    assert found.class_counts == (2, 0, 4)
+    weights = found.class_weights()
+    assert weights == (1.5, 0.0, 0.75)
+    assert np.array(weights)[labels].mean() == 1  # the loss keeps its scale
+    assert dataset.Description.from_json(found.to_json()) == found
+    with_moments = dataset.Description.of("drawn", split, {"train": 6}, ((0.0,), (1.0,)))
+    assert (with_moments.mean, with_moments.class_counts) == ((0.0,), (2, 0, 4))
+
+
+def test_a_description_of_an_older_workdir_has_no_counts():
+    split = dataset.Split(np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1, np.int32), ("a",))
+    record = dataset.Description.of("drawn", split, {"train": 1}).to_json()
+    del record["class_counts"]
+    found = dataset.Description.from_json(record)
+    assert found.class_counts == ()
+    with pytest.raises(ValueError, match="not counted"):
+        found.class_weights()
+    with pytest.raises(ValueError, match="class_counts has 2 entries and not 1"):
+        dataset.Description.from_json(record | {"class_counts": [1, 2]})
+    with pytest.raises(ValueError, match="is not a number"):
+        dataset.Description.from_json(record | {"class_counts": [-1]})

@@ -135,3 +135,9 @@ def test_the_model_says_what_its_layers_cost():
         assert text in said
     widths = [bar.get_width() for bar in axis.patches]
     np.testing.assert_allclose(np.divide(widths, widths[3]), [0.75, 0.25, 0, 1])
+
+
+def test_recalls_have_the_number_of_training_images():
+    axis = plots.recalls(np.array([0.5, 0.75]), ("a", "b"), (1_000, 20)).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["b (20)", "a (1,000)"]
+    assert "training images" in axis.get_xlabel()
