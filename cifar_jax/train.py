@@ -29,7 +29,7 @@ from cifar_jax.loop.trace import Trace
 from cifar_jax.models import overview
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry.log import Log
-from cifar_jax.workdir import description, records
+from cifar_jax.workdir import checkpoint, description, records, transfer
 
 _FIT_DRAW = np.array(2**64 - 2, np.uint64)  # the permutation for parameters from data: no epoch's
 
@@ -93,7 +93,8 @@ def train(
             "Start that, or leave it out."
         )
     changes = description.check_same_run(config, workdir)
-    run = prepare(config, description.load_dataset(workdir))
+    resumes = not restart and bool(checkpoint.steps(workdir / "checkpoints"))
+    run = prepare(config, description.load_dataset(workdir), resumes=resumes)
 
     # From here on, and no earlier, something is written.
     with contextlib.closing(Saver(config, workdir / "checkpoints", after_checkpoint)) as saver:
@@ -130,9 +131,12 @@ def train(
         return Result(state, saver.folder / str(int(state.step)))
 
 
-def prepare(config: ConfigDict, known: Description | None = None) -> Training:
+def prepare(
+    config: ConfigDict, known: Description | None = None, *, resumes: bool = False
+) -> Training:
     """Opens the data, and binds and initialises what trains on it. `known` is what the run knows of
-    its dataset since its first start. Raises UserError."""
+    its dataset since its first start; one that `resumes` has no need of config.init_from. Raises
+    UserError."""
     data = splits.open(config.data, "train", config.seed)
     _check_same(data)
     dataset = splits.describe(config.data, data, known)
@@ -158,6 +162,8 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
         images, _ = data.read(np.sort(batches.permute(drawn, len(data), config.seed, _FIT_DRAW)))
         seen = inputs.evaluate(jnp.asarray(images))[0]
         variables = replicas.broadcast(models.init_from_data(model, variables, seen))
+    if config.init_from and not resumes:
+        variables = replicas.broadcast(transfer.initialise(variables, config.init_from))
     state = steps.init_state(variables, optimizer)
     return Training(config, data, dataset, num_steps, step, state)
 

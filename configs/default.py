@@ -21,6 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.accumulate = 1
     config.num_epochs = 256.0  # 100,000 steps of 128 on 50,000 images
     config.num_steps = 0  # where set, it decides and num_epochs is not looked at
+    # A workdir whose newest checkpoint a new run starts from: the EMA of what has the same path and
+    # shape here. What has not, as a head for other classes, starts as without it.
+    config.init_from = ""
     config.num_devices = 0  # 0: all there are; more than there are: those there are
     config.cluster = ""  # 'auto': one of several processes, as Slurm, Kubernetes or Open MPI say
     config.join_seconds = 120.0  # for which the processes wait for each other at the start

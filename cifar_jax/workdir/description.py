@@ -33,8 +33,10 @@ _IDENTITY = (
     "optim.name",
     "optim.decoupled_decay",
 )
-# Where the same images are stored on this machine, and how they get to the device.
+# Where the same images are stored on this machine, and how they get to the device; and what only a
+# first start looks at.
 _MACHINE = (
+    "init_from",
     "cluster",
     "join_seconds",
     "heartbeat_seconds",

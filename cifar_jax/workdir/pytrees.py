@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
@@ -169,6 +169,19 @@ def restore_variables(folder: Path, step: int, like: dict[str, Any], *, ema: boo
     return {"params": found["params"], **found["model_state"]}
 
 
+def restore_ema(folder: Path, step: int) -> dict[str, Any]:
+    """The EMA of the checkpoint `step`, whatever arrays it has: "params" and the model's state by
+    collection. Raises as `restore` does."""
+    path = (folder / str(step)).absolute()
+    with _restoring(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        metadata = reader.metadata(path).item_metadata
+        saved = None if metadata is None else metadata.tree.get("ema")
+        if not isinstance(saved, dict) or "params" not in saved:
+            raise ValueError("it has no EMA of parameters")
+        like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved)
+    return restore(folder, step, {"ema": like}, partial=True)["ema"]
+
+
 def _read(path: Path, template: Any) -> Any:
     with ocp.StandardCheckpointer() as reader:
         return reader.restore(path, template)
@@ -200,12 +213,19 @@ def restore(folder: Path, step: int, like: Any, *, partial: bool = False) -> Any
     """
     template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
     path = (folder / str(step)).absolute()
-    try:
+    with _restoring(path):
         tree = _read_part(path, template) if partial else _read(path, template)
         for found, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(template), strict=True):
             if found.shape != wanted.shape:  # which Orbax does not look at
                 raise ValueError(f"an array is {found.shape}, expected {wanted.shape}")
         return tree
+
+
+@contextlib.contextmanager
+def _restoring(path: Path) -> Iterator[None]:
+    """Raises FileNotFoundError where `path` is gone, and UserError for all else that Orbax does."""
+    try:
+        yield
     except (ValueError, KeyError, OSError, TimeoutError) as error:
         if not path.exists():
             raise FileNotFoundError(path) from error
