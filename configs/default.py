@@ -37,12 +37,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.name = "cnn"  # the tutorial's; 'cnn_local', 'resnet18' or 'airbench'
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = "cifar10"  # 'cifar10', 'cifar100', 'synthetic', 'tfds', 'npz', 'folder', 'csv'
+    data.name = (
+        "cifar10"  # 'cifar10', 'cifar100', 'svhn', 'synthetic', 'tfds', 'npz', 'folder', 'csv'
+    )
     data.dir = ""  # '': $CIFAR_JAX_DATA, else ~/.cache/cifar_jax (tfds has its own)
     # Training images held out as the split 'validation', drawn by the seed: a share below 1, or
     # their number.
     data.validation = 0.0
     data.balance = False  # True: an image's loss times (images / classes) / (images of its class)
+    data.svhn = ml_collections.ConfigDict()
+    data.svhn.extra = False  # True: with the 531,131 easier training images
     data.synthetic = ml_collections.ConfigDict()
     data.synthetic.train = 12_000  # images that are drawn
     data.synthetic.test = 2_000

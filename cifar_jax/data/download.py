@@ -1,8 +1,8 @@
-"""Fetches an archive with progress, verifies it, and unpacks it safely.
+"""Fetches a file or an archive with progress, verifies it, and unpacks an archive safely.
 
-Interruptions at any moment (Ctrl-C, a lost connection, a killed job) are safe: the
-final folder appears by one rename, so it is either complete or absent, and a partial download is
-resumed by the next start.
+Interruptions at any moment (Ctrl-C, a lost connection, a killed job) are safe: the final file or
+folder appears by one rename, so it is either complete or absent, and a partial download is resumed
+by the next start.
 """
 
 import concurrent.futures
@@ -36,28 +36,59 @@ RETRY_SECONDS = 1.0  # before the first retry; grows by as much with each one
 OPEN_SECONDS = 5.0  # for name look-up, connection and the server's first answer together
 SOCKET_SECONDS = 5.0  # without a byte, after which a connection counts as lost
 CHUNK_BYTES = 1 << 18
-MAX_BYTES = 1 << 30  # of an archive whose size is not known
+MAX_BYTES = 1 << 31  # of what has no known size
 _UNPACKED = 8  # times the archive, at most: a tar bomb is refused
 _MEMBERS = 10_000
 # Errors of names that contradict each other, and tarfile's own errors, which have no number.
 _ARCHIVE_ERRNOS = {None, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
+_ALGORITHMS = {"sha256": "SHA-256", "md5": "MD5"}  # as people write them
+
 Report = Callable[[int, int | None], None]  # bytes done, bytes in total where known
 
 
-@dataclasses.dataclass(frozen=True)
-class Archive:
-    """A tar archive on the web."""
+class _Published:
+    """What a file and an archive have in common."""
 
     url: str
     size: int | None  # bytes; None when only the digest is known
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def digest(self) -> tuple[str, str]:
+        """The algorithm, as hashlib has it, and the digest in hexadecimal."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive(_Published):
+    """A tar archive on the web."""
+
+    url: str
+    size: int | None
     sha256: str
     folder: str  # what the archive unpacks to, e.g. "cifar-10-batches-bin"
 
     @property
-    def name(self) -> str:
-        """The archive's file name."""
-        return self.url.rsplit("/", 1)[-1]
+    def digest(self) -> tuple[str, str]:
+        return "sha256", self.sha256
+
+
+@dataclasses.dataclass(frozen=True)
+class File(_Published):
+    """A file on the web that is used as it is."""
+
+    url: str
+    md5: str  # where its publisher's users know no other: against accidents, not against attacks
+    size: int | None = None
+
+    @property
+    def digest(self) -> tuple[str, str]:
+        return "md5", self.md5
 
 
 class NetworkError(Exception):
@@ -94,6 +125,29 @@ def ensure(archive: Archive, data_dir: Path) -> Path:
             "Expected a writable folder with free space: make one there or choose another."
         ) from error
     return folder
+
+
+def ensure_file(file: File, data_dir: Path) -> Path:
+    """Returns `data_dir / file.name`, downloaded and verified first where it is missing.
+
+    One that is there is taken as it is. Processes that call this at the same time wait for the one
+    that came first. Raises UserError as `ensure` does.
+    """
+    path = data_dir / file.name
+    if path.exists():
+        return path
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with _lock(data_dir / f"{file.name}.lock"):
+            if not path.exists():
+                _fetch(file, data_dir).replace(path)
+                files.sync(data_dir)
+    except OSError as error:
+        raise UserError(
+            f"Cannot store {file.name} in {data_dir}: {reason(error)}. "
+            "Expected a writable folder with free space: make one there or choose another."
+        ) from error
+    return path
 
 
 def open_url(url: str, offset: int = 0) -> http.client.HTTPResponse:
@@ -140,31 +194,38 @@ def _obtain(archive: Archive, data_dir: Path) -> None:
         return
     # The download keeps its .part name to the end, so that an archive without it is always one
     # that the user put there, and is never deleted.
+    part = _fetch(archive, data_dir)
+    _unpack(part, data_dir / archive.folder)
+    part.unlink()
+
+
+def _fetch(archive: Archive | File, data_dir: Path) -> Path:
+    """Downloads and verifies; the file still has its .part name."""
     part = data_dir / f"{archive.name}.part"
     _download(archive, part)
     if problem := _problem(part, archive):
         part.unlink()
         raise UserError(
-            f"{archive.url} sent something else than the expected archive: {problem}. It is "
+            f"{archive.url} sent something else than the expected file: {problem}. It is "
             f"deleted: start again, or put {archive.name} from elsewhere into {data_dir}."
         )
-    _unpack(part, data_dir / archive.folder)
-    part.unlink()
+    return part
 
 
-def _problem(file: Path, archive: Archive) -> str | None:
+def _problem(file: Path, archive: Archive | File) -> str | None:
     """Says how `file` differs from the archive in size or digest; None where it doesn't."""
     size = file.stat().st_size
     if archive.size is not None and size != archive.size:
         return f"it has {size} bytes, expected {archive.size}"
     with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != archive.sha256:
-        return f"its SHA-256 is {digest}, expected {archive.sha256}"
+        algorithm, expected = archive.digest
+        digest = hashlib.file_digest(stream, algorithm).hexdigest()
+    if digest != expected:
+        return f"its {_ALGORITHMS[algorithm]} is {digest}, expected {expected}"
     return None
 
 
-def _download(archive: Archive, part: Path) -> None:
+def _download(archive: Archive | File, part: Path) -> None:
     """Completes `part`, whatever it already holds; reconnects where the connection breaks."""
     if part.exists() and not _problem(part, archive):
         return
@@ -227,7 +288,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 @contextlib.contextmanager
-def _progress(archive: Archive, data_dir: Path) -> Iterator[Report]:
+def _progress(archive: Archive | File, data_dir: Path) -> Iterator[Report]:
     """Shows a download on stderr: a bar on a terminal, a line every 10% elsewhere."""
     console = Console(stderr=True)
     if console.is_terminal:

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from cifar_jax.data import download
-from cifar_jax.data.download import Archive, ensure
+from cifar_jax.data.download import Archive, File, ensure, ensure_file
 from cifar_jax.errors import UserError
 from tests.conftest import ROOT
 
@@ -316,6 +316,24 @@ def test_data_dir_that_is_a_file(archive: Archive, tmp_path: Path, no_network: N
         ensure(archive, tmp_path / "data")
 
 
+def test_a_file_is_verified_and_kept(server: Server, tmp_path: Path) -> None:
+    file = File(server.url, hashlib.md5(server.body).hexdigest())
+    assert ensure_file(file, tmp_path / "new").read_bytes() == server.body
+    assert listing(tmp_path / "new") == ["batches.tar"]
+    ensure_file(file, tmp_path / "new")
+    assert len(server.ranges) == 1
+    with pytest.raises(UserError, match=f"its MD5 is {file.md5}, expected 0. It is deleted"):
+        ensure_file(File(server.url, "0"), tmp_path / "other")
+    assert listing(tmp_path / "other") == []
+
+
+def test_a_broken_download_of_a_file_is_resumed(server: Server, tmp_path: Path) -> None:
+    server.drops = [1_000]
+    file = File(server.url, hashlib.md5(server.body).hexdigest())
+    assert ensure_file(file, tmp_path).read_bytes() == server.body
+    assert server.ranges == [None, "bytes=1000-"]
+
+
 def test_simultaneous_calls_download_once(archive: Archive, server: Server, tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: ensure(archive, tmp_path), range(8)))
@@ -377,7 +395,7 @@ def test_a_server_that_sends_without_end_is_left(
 ) -> None:
     server.body += bytes(50 << 20)
     server.length = "abc"
-    with pytest.raises(UserError, match=r"expected archive: it has \d+ bytes, expected \d+"):
+    with pytest.raises(UserError, match=r"expected file: it has \d+ bytes, expected \d+"):
         ensure(archive, tmp_path)
     assert listing(tmp_path) == []
 

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cifar_jax.data.dataset import Examples, Split
-from cifar_jax.data.sources import cifar, csv, folder, npz, synthetic, tfds
+from cifar_jax.data.sources import cifar, csv, folder, npz, svhn, synthetic, tfds
 from cifar_jax.data.sources.source import Source
 from cifar_jax.errors import UserError, unknown
 
@@ -17,6 +17,7 @@ SPLITS = ("train", "test")
 SOURCES: dict[str, Source] = {
     "cifar10": cifar.Cifar10(),
     "cifar100": cifar.Cifar100(),
+    "svhn": svhn.Svhn(),
     "synthetic": synthetic.Synthetic(),
     "tfds": tfds.Tfds(),
     "npz": npz.Npz(),
