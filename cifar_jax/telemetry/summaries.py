@@ -18,7 +18,7 @@ from cifar_jax.errors import reason
 from cifar_jax.workdir import records
 
 _BUCKETS = 50
-MAX_BYTES = 1 << 26  # of images and histograms that wait for the disk; more are left out
+MAX_BYTES = 1 << 28  # of images and histograms that wait for the disk; more are left out
 MAX_WAITING = 100_000  # summaries; of more, scalars are left out, too
 RETRY_SECONDS = 30.0  # after a failure, before the disk is tried again
 CLOSE_SECONDS = 60.0  # for what waits at the end; a disk that hangs must not keep a run for ever
