@@ -21,6 +21,7 @@ flags.DEFINE_string("workdir", "runs/default", "Of the run; for a report, more m
 flags.DEFINE_integer("from_step", None, "train: go on from this checkpoint; rename later ones.")
 flags.DEFINE_bool("restart", False, "train: begin at step 0; rename all checkpoints.")
 flags.DEFINE_bool("once", False, "eval: the newest checkpoint only.")
+flags.DEFINE_string("step", "", "eval, predict: the checkpoint, a step or 'best'; '': the newest.")
 flags.DEFINE_bool(
     "ema", True, "eval, predict: the EMA of the parameters; --noema for the raw ones."
 )
@@ -50,6 +51,9 @@ def run(argv: list[str]) -> None:
         raise UsageError(f"Unexpected argument '{others[0]}'; flags start with --.")
     if FLAGS.coordinator and FLAGS.mode in ("eval", "predict", "report"):
         raise UsageError(f"--coordinator is for training; --mode={FLAGS.mode} is one process.")
+    step = int(FLAGS.step) if FLAGS.step.isdecimal() else FLAGS.step or None
+    if step not in (None, "best") and not isinstance(step, int):
+        raise UsageError(f"--step={step}, expected the step of a checkpoint, or 'best'.")
     options = {"ema": FLAGS.ema, "split": FLAGS.split, "num_examples": FLAGS.num_examples}
     if FLAGS.mode == "report":
         from cifar_jax.report import page
@@ -57,9 +61,9 @@ def run(argv: list[str]) -> None:
         print(f"The report is {page.make([FLAGS.workdir, *others], overrides)}")
     elif FLAGS.mode == "predict":
         form = "json" if FLAGS.json else "csv" if FLAGS.csv else "table"
-        predict.run(FLAGS.workdir, others, form, ema=FLAGS.ema, show=FLAGS.show)
+        predict.run(FLAGS.workdir, others, form, step=step, ema=FLAGS.ema, show=FLAGS.show)
     elif FLAGS.mode == "eval":
-        evaluate(None, FLAGS.workdir, once=FLAGS.once, overrides=overrides, **options)
+        evaluate(None, FLAGS.workdir, once=FLAGS.once, step=step, overrides=overrides, **options)
     else:
         start = {"from_step": FLAGS.from_step, "restart": FLAGS.restart}
         with cluster.joined(config, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):

@@ -218,20 +218,21 @@ def evaluate(
     workdir: str | os.PathLike[str],
     *,
     once: bool = False,
+    step: int | str | None = None,
     ema: bool = True,
     split: str = "test",
     num_examples: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[int, float]:
-    """Evaluates each new checkpoint of `workdir` until training has ended; `once`: the newest.
-    Returns the accuracies (top-1) by step.
+    """Evaluates each new checkpoint of `workdir` until training has ended; `once`: the newest; with
+    `step`, a step or "best", that one alone. Returns the accuracies (top-1) by step.
 
     Where `config` is None, it is the one that the workdir holds, with `overrides` by path, as
     {"data.dir": "~/other"}, which are for that one alone. Raises UserError for what a user can fix,
     as `once` without a checkpoint, and Diverged where training has.
     """
     workdir, overrides = files.resolve(workdir, "--workdir"), overrides or {}
-    own_data = True
+    own_data, once = True, once or step is not None
     if config is None:
         config = description.load_for_eval(workdir, overrides, wait=not once)
         stored, now = (config_lib.flat(each) for each in (description.load(workdir), config))
@@ -262,16 +263,16 @@ def evaluate(
         done = -1
         while not (once and found):
             if once:
-                step = checkpoint.newest(folder, report)
+                number = checkpoint.choose(folder, step, report)
             else:
-                step = checkpoint.wait_for_new(folder, done, config.eval.poll_seconds, report)
-            if step is None and once:
+                number = checkpoint.wait_for_new(folder, done, config.eval.poll_seconds, report)
+            if number is None and once:
                 raise UserError(f"No checkpoint in {folder} yet. Without --once, it is waited for.")
-            if step is None:
+            if number is None:
                 if line := checkpoint.status(folder).diverged:
                     raise Diverged(line)
                 break
             with contextlib.suppress(FileNotFoundError):  # by retention; there is a later one
-                found[step] = evaluator.evaluate(step)
-                done = step
+                found[number] = evaluator.evaluate(number)
+                done = number
     return found

@@ -248,6 +248,19 @@ def test_an_evaluation_takes_back_its_like_alone(config, workdir):
     assert len(records(workdir, "start")) == 2
 
 
+def test_a_checkpoint_may_be_named(config, workdir):
+    assert set(evaluate.evaluate(config, workdir, step=3)) == {3}
+    with pytest.raises(UserError, match="Checkpoint 4 in .*: there is none; there are 3, 6"):
+        evaluate.evaluate(config, workdir, step=4)
+    with pytest.raises(UserError, match="is marked as the best. Train with"):
+        evaluate.evaluate(config, workdir, step="best")
+    checkpoint.mark(workdir / "checkpoints", best=3, best_accuracy=0.5)
+    try:
+        assert set(evaluate.evaluate(config, workdir, step="best")) == {3}
+    finally:
+        checkpoint.mark(workdir / "checkpoints", best=None, best_accuracy=None)
+
+
 def test_other_images_make_a_curve_of_their_own(config, workdir, data_dir, tmp_path, capsys):
     evaluate.evaluate(config, workdir, once=True)
     (own,) = records(workdir)

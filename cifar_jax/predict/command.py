@@ -125,18 +125,19 @@ def run(
     arguments: Sequence[str],
     form: str,
     *,
+    step: int | str | None = None,
     ema: bool = True,
     show: str = "",
 ) -> None:
     """Prints the classes of the pictures that `arguments` name (`find`), as one of `FORMATS`; with
     `show`, a folder, draws there what the network saw of each (`heat_map.draw`).
 
-    A picture that cannot be read is named on stderr, and the others are answered; UserError is
-    raised at the end then, and otherwise as `find` and `load` do.
+    `step` and `ema` are those of `load`. A picture that cannot be read is named on stderr, and the
+    others are answered; UserError is raised at the end then, and otherwise as `find` and `load` do.
     """
     pictures = find(arguments)
     drawings = _Drawings(show) if show else None
-    predictor = load(workdir, ema=ema)
+    predictor = load(workdir, step=step, ema=ema)
     unreadable = 0
 
     def readable() -> Iterator[Answer]:

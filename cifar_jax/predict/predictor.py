@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -88,38 +87,28 @@ class Predictor:
 
 
 def load(
-    workdir: str | os.PathLike[str], *, step: int | None = None, ema: bool = True
+    workdir: str | os.PathLike[str], *, step: int | str | None = None, ema: bool = True
 ) -> Predictor:
-    """The network of a run, from its workdir alone: of its newest whole checkpoint or that of
-    `step`, with the EMA of the parameters or, without `ema`, the raw ones.
+    """The network of a run, from its workdir alone: of its newest whole checkpoint, that of `step`,
+    or the "best" one; with the EMA of the parameters or, without `ema`, the raw ones.
 
     Raises UserError where nothing was trained, or the checkpoint is missing or damaged.
     """
     workdir = files.resolve(workdir, "--workdir")
     config = description.load_for_eval(workdir, {}, wait=False)
     dataset, folder = description.load_dataset(workdir), workdir / "checkpoints"
-    if step is None:
-        step = checkpoint.newest(folder, lambda line: print(line, file=sys.stderr))
-    elif problem := _problem(folder / str(step)):
-        raise UserError(f"Checkpoint {step} in {folder}: {problem}.")
-    if step is None or dataset is None:
+    chosen = checkpoint.choose(folder, step, lambda line: print(line, file=sys.stderr))
+    if chosen is None or dataset is None:
         raise UserError(f"No checkpoint in {folder} yet. Train a network there first.")
     model = steps.make_model(config, len(dataset.class_names))
     moments = dataset.mean, dataset.std
     inputs = inputs_lib.make(config.inputs, dataset.image_shape, *moments, config.seed)
     like = jax.eval_shape(lambda: models.init(model, jax.random.key(0), inputs.image_shape))
-    variables = jax.device_put(pytrees.restore_variables(folder, step, like, ema=ema))
+    variables = jax.device_put(pytrees.restore_variables(folder, chosen, like, ema=ema))
 
     return Predictor(
         dataset,
         look=lambda images: inputs.evaluate(images)[0],
         predict=lambda seen: steps.predict(model, variables, seen),
-        step=step,
+        step=chosen,
     )
-
-
-def _problem(path: Path) -> str:
-    try:
-        return checkpoint.check(path)
-    except FileNotFoundError:
-        return "there is none"

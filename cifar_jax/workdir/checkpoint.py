@@ -58,6 +58,29 @@ def newest(folder: Path, report: Report) -> int | None:
     return None
 
 
+def choose(folder: Path, wanted: int | str | None, report: Report) -> int | None:
+    """The step of the checkpoint that is `wanted`: a step, "best", or None for the newest whole
+    one, which may be None.
+
+    Raises UserError for a step that is not there or damaged, and where none is known as the best.
+    """
+    if wanted is None:
+        return newest(folder, report)
+    step = status(folder).best if wanted == "best" else wanted
+    if step is None:
+        raise UserError(
+            f"No checkpoint in {folder} is marked as the best. Train with "
+            "--config.checkpoint.keep_best=validation, or name a step."
+        )
+    try:
+        problem = check(folder / str(step))
+    except FileNotFoundError:
+        problem = f"there is none; there are {', '.join(map(str, steps(folder))) or 'none'}"
+    if problem:
+        raise UserError(f"Checkpoint {step} in {folder}: {problem}.")
+    return int(step)
+
+
 def check(path: Path) -> str:
     """What is damaged in the checkpoint at `path`; '' if its files match its manifest.
 
