@@ -59,6 +59,24 @@ class Listing:
 
 def load(listing: Listing, shape: tuple[int, ...], split: str, cache: Path) -> Split:
     """The pictures of the split that can be read, each of `shape` [H, W, C], and their labels.
+    Raises UserError as `decoded`."""
+    return split_of(listing, decoded(listing, shape, split, cache), split)
+
+
+def split_of(listing: Listing, found: Decoded, split: str) -> Split:
+    """The images of the split, which `found` has, with their labels."""
+    labels = [each.label for each in readable(listing, found, split)]
+    return Split(found.images[split], np.array(labels, np.int32), listing.class_names)
+
+
+def readable(listing: Listing, found: Decoded, split: str) -> list[Picture]:
+    """The split's pictures whose images `found` has, in their order."""
+    damaged = found.damaged[split]
+    return [each for i, each in enumerate(listing.pictures[split]) if i not in damaged]
+
+
+def decoded(listing: Listing, shape: tuple[int, ...], split: str, cache: Path) -> Decoded:
+    """The images of the split, each of `shape` [H, W, C], and what was damaged in both.
 
     Decodes both splits where the folder `cache` does not have them, and keeps them there. The first
     call for a listing prints what was found and skipped. Raises UserError where a class has no
@@ -75,9 +93,7 @@ def load(listing: Listing, shape: tuple[int, ...], split: str, cache: Path) -> S
     if key not in _said:
         _said.add(key)
         print(summary(listing, found, shape), flush=True)
-    damaged = found.damaged[split]
-    labels = [each.label for i, each in enumerate(listing.pictures[split]) if i not in damaged]
-    return Split(found.images[split], np.array(labels, np.int32), listing.class_names)
+    return found
 
 
 def state(path: Path) -> tuple[int, int, int]:
