@@ -42,13 +42,12 @@ def find(train: Split, test: Split, least: float = THRESHOLD) -> list[Pair]:
     """The training image nearest to each test image, where it is equal or as similar as `least`;
     the most similar first. Of equal training images one with another label is taken, if there is.
 
-    Flat images are compared pixel by pixel alone.
+    There is one training image at least. Flat images are compared pixel by pixel alone.
     """
     places, similarities = _equal(train, test)
     equal = places >= 0
     left = np.flatnonzero(~equal)
-    if len(train) and len(left):
-        places[left], similarities[left] = _nearest(train.images, test.images[left])
+    places[left], similarities[left] = _nearest(train.images, test.images[left])
     found = np.flatnonzero(equal | (similarities >= least))
     pairs = [
         Pair(int(place), int(i), float(similarities[i]), bool(equal[i]), bool(differ))
