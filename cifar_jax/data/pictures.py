@@ -83,12 +83,7 @@ def decoded(listing: Listing, shape: tuple[int, ...], split: str, cache: Path) -
     training picture.
     """
     key = listing.key(shape)
-    counts = {name: len(listing.pictures[name]) for name in SPLITS}
-    found = _unsaved.pop(key, None) or picture_cache.read(cache / key, split, counts, shape)
-    if found is None:
-        found = _decode(listing, shape)
-        if not picture_cache.write(cache / key, found, listing.folder):
-            _unsaved[key] = found
+    found = _unsaved.pop(key, None) or _kept_or_decoded(listing, shape, split, cache / key)
     check_classes(listing, found.damaged["train"])
     if key not in _said:
         _said.add(key)
@@ -179,6 +174,24 @@ def summary(listing: Listing, found: Decoded, shape: tuple[int, ...]) -> str:
             "better than it is"
         )
     return "\n".join(lines)
+
+
+def _kept_or_decoded(listing: Listing, shape: tuple[int, ...], split: str, entry: Path) -> Decoded:
+    """From the cache's `entry`. Where it is not there, this process decodes, or waits for the one
+    that does."""
+    counts = {name: len(listing.pictures[name]) for name in SPLITS}
+    with picture_cache.locked(entry, listing.folder, shared=True):
+        found = picture_cache.read(entry, split, counts, shape)
+    if found is not None:
+        return found
+    with picture_cache.locked(entry, listing.folder):
+        # Another one may have written it since.
+        found = picture_cache.read(entry, split, counts, shape, report=False)
+        if found is None:
+            found = _decode(listing, shape)
+            if not picture_cache.write(entry, found, listing.folder):
+                _unsaved[entry.name] = found
+    return found
 
 
 # -- decoding ------------------------------------------------------------------------------------
