@@ -119,14 +119,16 @@ def sync_tree(folder: Path) -> None:
         sync(Path(below))
 
 
-def lock(handle: int, path: Path, *, wait: bool = True) -> None:
-    """Takes an exclusive lock on the open file or folder `handle`, held until it is closed.
+def lock(handle: int, path: Path, *, wait: bool = True, shared: bool = False) -> None:
+    """Takes a lock on the open file or folder `handle`, held until it is closed: an exclusive one,
+    or one that it can share with others.
 
     Without `wait`, raises BlockingIOError where another process holds it. Where the file system
     does not support locks it warns once, with `path`, and goes on.
     """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise
     except OSError as error:
@@ -140,6 +142,15 @@ def lock(handle: int, path: Path, *, wait: bool = True) -> None:
                 flush=True,
             )
         _warned_of.add(str(path))
+
+
+def is_at(path: Path, handle: int) -> bool:
+    """Whether the open file `handle` is still the one at `path`: a lock on a file that its previous
+    holder has deleted meanwhile guards nothing."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 # -- JSON ----------------------------------------------------------------------------------------

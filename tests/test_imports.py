@@ -30,7 +30,7 @@ ROOMS |= {
     "predict": ALL - {"loop"},
     "report": ALL - {"loop"} | {"evaluate"},
 }
-PROGRAMS = {"main", "data/prepare", "workdir/__main__"}  # start what they need
+PROGRAMS = {"main", "data/prepare", "data/look", "workdir/__main__"}  # start what they need
 
 
 def imported(path):

@@ -18,6 +18,7 @@ SUFFIXES = frozenset(
     )
 )  # of files that are looked for in folders
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
+_ORIENTATION, _ON_THE_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF's field, and its values
 _WIDE = ("I", "F")  # modes of more than 8 bits; also I;16 and its relatives
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is ours
@@ -67,6 +68,19 @@ def decode(source: Path | bytes, shape: tuple[int, ...]) -> np.ndarray:
         raise Unreadable(reason(error)) from error
     except Exception as error:  # Pillow's plugins have a dozen kinds for damaged bytes
         raise Unreadable(f"it is damaged ({reason(error)})") from error
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Height and width of the upright picture in a file, of which the header is read. Raises
+    Unreadable."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            # A PNG without EXIF before its pixels would be decoded to look for it behind them.
+            known = image.format != "PNG" or "exif" in image.info
+            turned = known and image.getexif().get(_ORIENTATION) in _ON_THE_SIDE
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:  # as in `decode`
+        raise Unreadable(reason(error)) from error
 
 
 def _file(source: Path | bytes) -> Path | io.BytesIO:

@@ -369,19 +369,10 @@ def _lock(path: Path) -> Iterator[None]:
             # Where there are no locks, two downloads at once can spoil the .part, which its
             # checksum reveals.
             files.lock(file.fileno(), path)
-            # A lock on a file that its previous holder has deleted meanwhile guards nothing.
-            if not _is_open(path, file.fileno()):
+            if not files.is_at(path, file.fileno()):
                 continue
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
             return
-
-
-def _is_open(path: Path, descriptor: int) -> bool:
-    """Whether `path` is still the file that `descriptor` has open."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

@@ -59,25 +59,36 @@ class Listing:
 
 def load(listing: Listing, shape: tuple[int, ...], split: str, cache: Path) -> Split:
     """The pictures of the split that can be read, each of `shape` [H, W, C], and their labels.
+    Raises UserError as `decoded`."""
+    return split_of(listing, decoded(listing, shape, split, cache), split)
+
+
+def split_of(listing: Listing, found: Decoded, split: str) -> Split:
+    """The images of the split, which `found` has, with their labels."""
+    labels = [each.label for each in readable(listing, found, split)]
+    return Split(found.images[split], np.array(labels, np.int32), listing.class_names)
+
+
+def readable(listing: Listing, found: Decoded, split: str) -> list[Picture]:
+    """The split's pictures whose images `found` has, in their order."""
+    damaged = found.damaged[split]
+    return [each for i, each in enumerate(listing.pictures[split]) if i not in damaged]
+
+
+def decoded(listing: Listing, shape: tuple[int, ...], split: str, cache: Path) -> Decoded:
+    """The images of the split, each of `shape` [H, W, C], and what was damaged in both.
 
     Decodes both splits where the folder `cache` does not have them, and keeps them there. The first
     call for a listing prints what was found and skipped. Raises UserError where a class has no
     training picture.
     """
     key = listing.key(shape)
-    counts = {name: len(listing.pictures[name]) for name in SPLITS}
-    found = _unsaved.pop(key, None) or picture_cache.read(cache / key, split, counts, shape)
-    if found is None:
-        found = _decode(listing, shape)
-        if not picture_cache.write(cache / key, found, listing.folder):
-            _unsaved[key] = found
+    found = _unsaved.pop(key, None) or _kept_or_decoded(listing, shape, split, cache / key)
     check_classes(listing, found.damaged["train"])
     if key not in _said:
         _said.add(key)
         print(summary(listing, found, shape), flush=True)
-    damaged = found.damaged[split]
-    labels = [each.label for i, each in enumerate(listing.pictures[split]) if i not in damaged]
-    return Split(found.images[split], np.array(labels, np.int32), listing.class_names)
+    return found
 
 
 def state(path: Path) -> tuple[int, int, int]:
@@ -163,6 +174,24 @@ def summary(listing: Listing, found: Decoded, shape: tuple[int, ...]) -> str:
             "better than it is"
         )
     return "\n".join(lines)
+
+
+def _kept_or_decoded(listing: Listing, shape: tuple[int, ...], split: str, entry: Path) -> Decoded:
+    """From the cache's `entry`. Where it is not there, this process decodes, or waits for the one
+    that does."""
+    counts = {name: len(listing.pictures[name]) for name in SPLITS}
+    with picture_cache.locked(entry, listing.folder, shared=True):
+        found = picture_cache.read(entry, split, counts, shape)
+    if found is not None:
+        return found
+    with picture_cache.locked(entry, listing.folder):
+        # Another one may have written it since.
+        found = picture_cache.read(entry, split, counts, shape, report=False)
+        if found is None:
+            found = _decode(listing, shape)
+            if not picture_cache.write(entry, found, listing.folder):
+                _unsaved[entry.name] = found
+    return found
 
 
 # -- decoding ------------------------------------------------------------------------------------

@@ -6,18 +6,16 @@ Both splits go to DIR, which appears when it is complete; what was interrupted i
 the same command. The flags of the sources are the fields of config.data, and have their defaults.
 """
 
-import argparse
-import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cifar_jax import errors, files
-from cifar_jax.data import progress, shards, sources
+from cifar_jax.data import flags, progress, shards, sources
 from cifar_jax.errors import UsageError, unknown
 from cifar_jax.loop import signals
 from cifar_jax.telemetry import streams
@@ -39,25 +37,15 @@ def prepare(config: ConfigDict, out: Path, num_shards: int) -> None:
     print(f"The shards are in {out}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]}. --help names the flags.")
-
-
 def _parse(argv: Sequence[str]) -> tuple[ConfigDict, Path, int]:
     """The source's config, the folder and the number of shards; raises UsageError."""
-    parser = _Parser(
-        prog="python -m cifar_jax.data.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = flags.Parser("cifar_jax.data.prepare", __doc__)
     parser.add_argument("--out", required=True, metavar="DIR", help="where the shards go")
     parser.add_argument("--num-shards", type=int, default=8, metavar="N", help="files a split")
     fields = _source_fields()
     for path, default in fields.items():
         flag = _FLAGS.get(path) or "--" + path.replace(".", "-").replace("_", "-")
-        parser.add_argument(flag, dest=path, type=_reader(default), default=default)
+        parser.add_argument(flag, dest=path, type=flags.reader(default), default=default)
     args = vars(parser.parse_args(argv))
     config = ConfigDict(
         traverse_util.unflatten_dict({path: args[path] for path in fields}, sep=".")
@@ -70,18 +58,10 @@ def _parse(argv: Sequence[str]) -> tuple[ConfigDict, Path, int]:
     return config, files.resolve(args["out"], "--out"), args["num_shards"]
 
 
-def _reader(default: Any) -> Callable[[str], Any]:
-    """What reads the text of a flag; `32,32` is a tuple."""
-    if not isinstance(default, tuple):
-        return type(default)
-    return lambda text: tuple(int(part) for part in text.strip("()").split(","))
-
-
 def _source_fields() -> dict[str, Any]:
     """What the sources read of config.data by its path there, with the defaults: the name, the
     folder, and the fields of single sources."""
-    data = runpy.run_path(str(files.RECIPES / "default.py"))["get_config"]().data.to_dict()
-    flat = traverse_util.flatten_dict(data, sep=".")
+    flat = traverse_util.flatten_dict(flags.defaults().to_dict(), sep=".")
     return {path: value for path, value in flat.items() if path in _FLAGS or "." in path}
 
 

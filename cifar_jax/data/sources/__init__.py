@@ -52,6 +52,13 @@ def find(config: ConfigDict) -> Source:
     return SOURCES[config.name]
 
 
+def recognise(folder: Path) -> list[str]:
+    """The names of the sources that `folder` is laid out for. Beside another one's files, folders
+    are taken for what those name, and not for classes."""
+    found = [name for name, source in SOURCES.items() if source.holds(folder)]
+    return found if found == ["folder"] else [name for name in found if name != "folder"]
+
+
 def data_dir(config: ConfigDict) -> Path:
     """Absolute: `config.dir`, or else the source's default, $CIFAR_JAX_DATA or ~/.cache/cifar_jax
     for most. Raises UsageError for what is not a path, or where there is no home folder."""

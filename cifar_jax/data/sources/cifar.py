@@ -26,6 +26,9 @@ CIFAR100 = download.Archive(
 
 
 class Cifar10(Source):
+    def holds(self, folder: Path) -> bool:
+        return _unpacked(folder, CIFAR10, "cifar-10-batches-py")
+
     def image_size(self, config: ConfigDict) -> tuple[int, int]:
         return native.SIZE, native.SIZE
 
@@ -41,6 +44,9 @@ class Cifar10(Source):
 
 
 class Cifar100(Source):
+    def holds(self, folder: Path) -> bool:
+        return _unpacked(folder, CIFAR100, "cifar-100-python")
+
     def image_size(self, config: ConfigDict) -> tuple[int, int]:
         return native.SIZE, native.SIZE
 
@@ -70,6 +76,11 @@ def _python(folder: Path, archive: download.Archive, name: str) -> Path | None:
     if any(path.exists() for path in binary) or not (folder / name).is_dir():
         return None
     return folder / name
+
+
+def _unpacked(folder: Path, archive: download.Archive, python: str) -> bool:
+    binary = folder if folder.name == archive.folder else folder / archive.folder
+    return binary.is_dir() or _python(folder, archive, python) is not None
 
 
 def _binary(archive: download.Archive, folder: Path) -> Path:

@@ -11,7 +11,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cifar_jax.data import pictures
-from cifar_jax.data.dataset import Split
 from cifar_jax.data.pictures import Listing, Picture
 from cifar_jax.data.sources.pictures import PictureSource
 from cifar_jax.errors import UsageError, UserError, reason
@@ -20,9 +19,12 @@ Rows = list[tuple[str, str]]  # path and class
 
 
 class Csv(PictureSource):
-    def load(self, config: ConfigDict, split: str) -> Split:
-        listing = find(self.dir(config), config.csv.path, config.csv.label)
-        return pictures.load(listing, self.shape(config), split, self.cache())
+    def holds(self, folder: Path) -> bool:
+        names = (f"{split}.{kind}" for split in pictures.SPLITS for kind in ("csv", "parquet"))
+        return any((folder / name).is_file() for name in names)
+
+    def listing(self, config: ConfigDict) -> Listing:
+        return find(self.dir(config), config.csv.path, config.csv.label)
 
 
 def find(folder: Path, path: str, label: str) -> Listing:

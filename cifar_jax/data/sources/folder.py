@@ -15,7 +15,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cifar_jax.data import pictures
-from cifar_jax.data.dataset import Split
 from cifar_jax.data.decode import SUFFIXES
 from cifar_jax.data.pictures import Listing, Picture
 from cifar_jax.data.sources.pictures import PictureSource
@@ -35,9 +34,11 @@ class Folder(PictureSource):
                 f"config.data.folder.test = {share}, expected a share between 0 and 1."
             )
 
-    def load(self, config: ConfigDict, split: str) -> Split:
-        listing = find(self.dir(config), config.folder.test)
-        return pictures.load(listing, self.shape(config), split, self.cache())
+    def holds(self, folder: Path) -> bool:
+        return any(_is_folder(entry) for entry in _entries(folder))
+
+    def listing(self, config: ConfigDict) -> Listing:
+        return find(self.dir(config), config.folder.test)
 
 
 def find(folder: Path, share: float) -> Listing:

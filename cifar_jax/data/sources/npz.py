@@ -22,6 +22,9 @@ _MAX_CLASSES = 1 << 16  # where no names say how many there are
 
 
 class Npz(Source):
+    def holds(self, folder: Path) -> bool:
+        return any((folder / f"{split}.npz").is_file() for split in ("train", "test"))
+
     def load(self, config: ConfigDict, split: str) -> Split:
         folder = self.dir(config)
         return read(folder / f"{split}.npz", folder / "train.npz")

@@ -6,7 +6,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cifar_jax import files
-from cifar_jax.data.dataset import CHANNELS, MAX_SIDE
+from cifar_jax.data import pictures
+from cifar_jax.data.dataset import CHANNELS, MAX_SIDE, Split
+from cifar_jax.data.pictures import Listing
 from cifar_jax.data.sources.source import Source
 from cifar_jax.errors import UsageError
 
@@ -31,6 +33,13 @@ class PictureSource(Source):
                 f"config.data.pictures.channels = {channels}, expected 1 (grey), 3 (RGB) or 4 "
                 "(RGB with transparency)."
             )
+
+    def listing(self, config: ConfigDict) -> Listing:
+        """The files that make up the dataset. Raises UserError where they make up none."""
+        raise NotImplementedError
+
+    def load(self, config: ConfigDict, split: str) -> Split:
+        return pictures.load(self.listing(config), self.shape(config), split, self.cache())
 
     def image_size(self, config: ConfigDict) -> tuple[int, int]:
         height, width = config.pictures.size

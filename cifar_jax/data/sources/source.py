@@ -18,6 +18,11 @@ class Source:
     def check(self, config: ConfigDict) -> None:
         """Raises UsageError for a value that cannot work; reads nothing."""
 
+    def holds(self, folder: Path) -> bool:
+        """Whether `folder` is laid out as the source reads it, so that `load` writes nothing there;
+        looks at names alone."""
+        return False
+
     def image_size(self, config: ConfigDict) -> tuple[int, int] | None:
         """Height and width, where known before anything is read."""
         return None
