@@ -3,7 +3,7 @@
     python -m cifar_jax.data.look DIR
 
 DIR is a folder of pictures with a folder for each class, one with train.csv and test.csv or with
-train.npz and test.npz, or one of CIFAR-10 or CIFAR-100. It is only read.
+train.npz and test.npz, or one of CIFAR-10, CIFAR-100 or SVHN. It is only read.
 """
 
 import concurrent.futures
@@ -23,7 +23,7 @@ from cifar_jax.errors import UsageError, UserError, reason, unknown
 from cifar_jax.loop import signals
 from cifar_jax.telemetry import streams
 
-_NAMES = ("folder", "csv", "npz", "cifar10", "cifar100")  # sources of a folder that is there
+_NAMES = ("folder", "csv", "npz", "cifar10", "cifar100", "svhn")  # with files at hand
 
 
 def look(config: ConfigDict, out: Path) -> None:

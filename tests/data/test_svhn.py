@@ -36,6 +36,12 @@ def test_images_and_labels_are_the_files(config, tmp_path):
     assert (found.labels.dtype, found.class_names[0]) == (np.int32, "0")
 
 
+def test_a_folder_with_its_files_is_recognised(tmp_path):
+    assert sources.recognise(tmp_path) == []
+    write(tmp_path / "train_32x32.mat", 1)
+    assert sources.recognise(tmp_path) == ["svhn"]
+
+
 def test_extra_images_follow_those_for_training(config, tmp_path):
     for number, part in enumerate(("train", "extra", "test")):
         write(tmp_path / f"{part}_32x32.mat", 10 + number, number)

@@ -29,6 +29,9 @@ FILES = {
 
 
 class Svhn(Source):
+    def holds(self, folder: Path) -> bool:
+        return any((part / FILES["train"].name).exists() for part in (folder, folder / "svhn"))
+
     def image_size(self, config: ConfigDict) -> tuple[int, int]:
         return _SIZE, _SIZE
 
