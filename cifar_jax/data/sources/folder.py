@@ -4,7 +4,8 @@
 
 In the second layout a share of each class, config.data.folder.test, is drawn as the test split: by
 the files' names, so that a picture stays where it is when others are added. Pictures lie in a class
-folder at any depth. Links are followed; hidden files and folders are not looked at.
+folder at any depth, and come in the order of their files' names, whatever their class. Links are
+followed; hidden files and folders are not looked at.
 """
 
 import hashlib
@@ -69,11 +70,16 @@ def find(folder: Path, share: float) -> Listing:
     pictures.check_test(what, names, found["test"])
     labels = {name: label for label, name in enumerate(names)}
     listings = {
-        split: [
-            Picture(name, path, labels[each], state)
-            for each in sorted(classes)
-            for name, path, state in classes[each]
-        ]
+        split: sorted(
+            (
+                Picture(name, path, labels[each], state)
+                for each, of_class in classes.items()
+                for name, path, state in of_class
+            ),
+            # So a dataset that was written out with rising numbers comes back in its order, and
+            # trains to the same parameters.
+            key=lambda picture: (picture.path.name, picture.name),
+        )
         for split, classes in found.items()
     }
     return Listing(what, folder, listings, tuple(names), skipped)
