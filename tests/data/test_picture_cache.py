@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_jax.data import picture_cache
+from cifar_jax.data import picture_cache, pictures
 from cifar_jax.data.picture_cache import Decoded
+from cifar_jax.data.sources import folder as folder_source
 from tests.conftest import ROOT
 
 # Decodes once the file `go` is there.
@@ -78,6 +79,24 @@ def test_one_that_is_killed_is_replaced_by_one_other(started, tmp_path):
     started[0].kill()
     decodes(tmp_path, 2)
     assert finish(tmp_path, started[1:]) == 2
+
+
+def test_what_another_one_has_written_meanwhile_is_not_decoded_again(tmp_path, monkeypatch):
+    for name in ("a/0", "a/1", "b/0", "b/1"):
+        path = tmp_path / "mine" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    listing, shape = folder_source.find(tmp_path / "mine", 0.5), (8, 8, 3)
+    pictures.load(listing, shape, "train", tmp_path / "cache")
+    monkeypatch.setattr(pictures, "_decode", None)
+    real, calls = picture_cache.read, []
+
+    def too_early(*args, **options):
+        calls.append(1)
+        return None if len(calls) == 1 else real(*args, **options)
+
+    monkeypatch.setattr(picture_cache, "read", too_early)
+    assert len(pictures.load(listing, shape, "train", tmp_path / "cache")) == 2
 
 
 # -- limits --------------------------------------------------------------------------------------
@@ -155,6 +174,15 @@ def test_what_is_in_use_stays(cache, write, user, monkeypatch):
         assert kept(cache) == [1, 2]
     write(3)
     assert kept(cache) == [3]
+
+
+def test_those_who_read_share_the_lock(cache, write, user):
+    folder = write(1)
+    with picture_cache.locked(folder, user, shared=True):
+        with picture_cache._lock(folder, wait=False, shared=True):
+            pass
+        with pytest.raises(BlockingIOError), picture_cache._lock(folder, wait=False):
+            pass
 
 
 def test_what_killed_processes_left_goes_and_what_is_not_ours_stays(cache, write):
