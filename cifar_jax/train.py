@@ -54,7 +54,8 @@ class Training(NamedTuple):
 
     def loss_bound(self) -> float:
         """The mean loss above which training has diverged: config.divergence.factor times that of
-        uniform predictions with the initial L2 penalty; the same in every start."""
+        uniform predictions with the initial L2 penalty; the same in every start, and so of the
+        drawn parameters where config.init_from has others for the first one."""
         l2 = float(optim.l2_penalty(self.state.params, self.config.optim))
         return self.config.divergence.factor * (math.log(len(self.data.class_names)) + l2)
 
@@ -93,12 +94,14 @@ def train(
             "Start that, or leave it out."
         )
     changes = description.check_same_run(config, workdir)
-    resumes = not restart and bool(checkpoint.steps(workdir / "checkpoints"))
-    run = prepare(config, description.load_dataset(workdir), resumes=resumes)
+    run = prepare(config, description.load_dataset(workdir))
+    initial = run.state
+    if config.init_from:
+        initial = _transferred(run, workdir, from_step, restart)
 
     # From here on, and no earlier, something is written.
     with contextlib.closing(Saver(config, workdir / "checkpoints", after_checkpoint)) as saver:
-        state = saver.restore(run.state, from_step, restart)
+        state = saver.restore(initial, from_step, restart)
         first = int(state.step)
         for change in changes:
             print(f"With another config: {change}")
@@ -131,12 +134,9 @@ def train(
         return Result(state, saver.folder / str(int(state.step)))
 
 
-def prepare(
-    config: ConfigDict, known: Description | None = None, *, resumes: bool = False
-) -> Training:
+def prepare(config: ConfigDict, known: Description | None = None) -> Training:
     """Opens the data, and binds and initialises what trains on it. `known` is what the run knows of
-    its dataset since its first start; one that `resumes` has no need of config.init_from. Raises
-    UserError."""
+    its dataset since its first start. Raises UserError."""
     data = splits.open(config.data, "train", config.seed)
     _check_same(data)
     dataset = splits.describe(config.data, data, known)
@@ -162,10 +162,24 @@ def prepare(
         images, _ = data.read(np.sort(batches.permute(drawn, len(data), config.seed, _FIT_DRAW)))
         seen = inputs.evaluate(jnp.asarray(images))[0]
         variables = replicas.broadcast(models.init_from_data(model, variables, seen))
-    if config.init_from and not resumes:
-        variables = replicas.broadcast(transfer.initialise(variables, config.init_from))
     state = steps.init_state(variables, optimizer)
     return Training(config, data, dataset, num_steps, step, state)
+
+
+def _transferred(
+    run: Training, workdir: Path, from_step: int | None, restart: bool
+) -> steps.TrainState:
+    """`run.state` with what config.init_from has for it, where no checkpoint will take its place.
+
+    Process 0 looks, for all: what others see there may be newer. Raises as `transfer.take` does.
+    """
+    variables = run.state.variables
+    resumes = from_step is not None or checkpoint.has_any(workdir / "checkpoints")
+    if jax.process_index() == 0 and (restart or not resumes):
+        source = files.resolve(run.config.init_from, "config.init_from")
+        variables = transfer.take(source, variables)
+    # Anew, as an optimiser's state may be of the initial parameters.
+    return steps.init_state(replicas.broadcast(variables), run.step.keywords["optimizer"])
 
 
 def _forget_evaluations(workdir: Path, step: int) -> None:

@@ -33,10 +33,8 @@ _IDENTITY = (
     "optim.name",
     "optim.decoupled_decay",
 )
-# Where the same images are stored on this machine, and how they get to the device; and what only a
-# first start looks at.
+# Where the same images are stored on this machine, and how they get to the device.
 _MACHINE = (
-    "init_from",
     "cluster",
     "join_seconds",
     "heartbeat_seconds",
@@ -46,6 +44,7 @@ _MACHINE = (
     "data.num_threads",
     "data.prefetch",
 )
+_FIRST_START = ("init_from",)  # means nothing to a run that has a checkpoint of its own
 # Of these, only what decides which arrays the optimiser's state holds.
 _STATE: dict[str, Callable[[Any], Any]] = {
     "optim.momentum": bool,
@@ -240,7 +239,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> list[str]:
     changes = [
         (path, stored.get(path), value)
         for path, value in flat(config).items()
-        if stored.get(path) != value and path not in _MACHINE
+        if stored.get(path) != value and path not in (*_MACHINE, *_FIRST_START)
     ]
     refused = [
         f"{path} is {old!r} there, {new!r} now"

@@ -169,17 +169,13 @@ def restore_variables(folder: Path, step: int, like: dict[str, Any], *, ema: boo
     return {"params": found["params"], **found["model_state"]}
 
 
-def restore_ema(folder: Path, step: int) -> dict[str, Any]:
-    """The EMA of the checkpoint `step`, whatever arrays it has: "params" and the model's state by
-    collection. Raises as `restore` does."""
+def variable_shapes(folder: Path, step: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of what `restore_variables` can restore of the EMA, by path as
+    "params/conv1/kernel". Raises as `restore` does."""
     path = (folder / str(step)).absolute()
-    with _restoring(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        metadata = reader.metadata(path).item_metadata
-        saved = None if metadata is None else metadata.tree.get("ema")
-        if not isinstance(saved, dict) or "params" not in saved:
-            raise ValueError("it has no EMA of parameters")
-        like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved)
-    return restore(folder, step, {"ema": like}, partial=True)["ema"]
+    with _reading(path), _reader() as reader:
+        saved = traverse_util.flatten_dict(_metadata(reader, path)["ema"], sep="/")
+        return {name: tuple(array.shape) for name, array in saved.items()}
 
 
 def _read(path: Path, template: Any) -> Any:
@@ -189,11 +185,8 @@ def _read(path: Path, template: Any) -> Any:
 
 def _read_part(path: Path, template: dict[str, Any]) -> Any:
     """The part of a saved pytree that `template`, nested dicts, describes."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        metadata = reader.metadata(path).item_metadata
-        if metadata is None:
-            raise ValueError("it has no metadata")
-        saved = traverse_util.flatten_dict(metadata.tree, sep=".")
+    with _reader() as reader:
+        saved = traverse_util.flatten_dict(_metadata(reader, path), sep=".")
         for name, wanted in traverse_util.flatten_dict(template, sep=".").items():
             if name not in saved:  # Orbax would leave there what is in the memory
                 raise ValueError(f"it has no {name}")
@@ -202,6 +195,24 @@ def _read_part(path: Path, template: dict[str, Any]) -> Any:
         as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
         wanted = ocp.args.PyTreeRestore(template, restore_args=as_arrays, partial_restore=True)
         return reader.restore(path, args=wanted)
+
+
+def _reader() -> ocp.Checkpointer:
+    """For parts of a pytree; it waits for no other process, so that one of them may read alone."""
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _metadata(reader: ocp.Checkpointer, path: Path) -> Any:
+    """The saved pytree, with its shapes in place of its arrays."""
+    metadata = reader.metadata(path).item_metadata
+    if metadata is None:
+        raise ValueError("it has no metadata")
+    return metadata.tree
 
 
 def restore(folder: Path, step: int, like: Any, *, partial: bool = False) -> Any:
@@ -213,7 +224,7 @@ def restore(folder: Path, step: int, like: Any, *, partial: bool = False) -> Any
     """
     template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
     path = (folder / str(step)).absolute()
-    with _restoring(path):
+    with _reading(path):
         tree = _read_part(path, template) if partial else _read(path, template)
         for found, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(template), strict=True):
             if found.shape != wanted.shape:  # which Orbax does not look at
@@ -222,8 +233,8 @@ def restore(folder: Path, step: int, like: Any, *, partial: bool = False) -> Any
 
 
 @contextlib.contextmanager
-def _restoring(path: Path) -> Iterator[None]:
-    """Raises FileNotFoundError where `path` is gone, and UserError for all else that Orbax does."""
+def _reading(path: Path) -> Iterator[None]:
+    """Turns the errors of Orbax into those that `restore` names."""
     try:
         yield
     except (ValueError, KeyError, OSError, TimeoutError) as error:
