@@ -96,6 +96,26 @@ def test_a_killed_process_costs_nothing(launch, tmp_path, undisturbed, faulty, f
     assert losses(tmp_path / "run") == losses(undisturbed)
 
 
+def test_all_processes_begin_with_what_the_first_one_finds(launch, tmp_path, undisturbed):
+    """Its own end, at a rate of almost nothing; and a source that is not there ends them all."""
+    code, out = launch(
+        tmp_path / "run",
+        *(f"--config.init_from={undisturbed}", "--config.num_steps=2"),
+        "--config.optim.learning_rate=1e-12",
+    )
+    assert code == 0, out
+    assert len(re.findall(r"Initialised from .* at step 60: 10 of 10 arrays\.", out)) == 1
+    there = train.prepare(description.load(undisturbed)).state
+    there = pytrees.restore(undisturbed / "checkpoints", 60, there).ema
+    like = train.prepare(description.load(tmp_path / "run")).state
+    here = pytrees.restore(tmp_path / "run" / "checkpoints", 2, like).variables
+    for one, other in zip(jax.tree.leaves(there), jax.tree.leaves(here), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    code, out = launch(tmp_path / "other", f"--config.init_from={tmp_path / 'nowhere'}")
+    assert code == 2, out
+    assert "has no config.json, expected the workdir of a run" in out
+
+
 def test_a_process_that_hangs_is_found(launch, tmp_path):
     code, out = launch(
         tmp_path / "run",
