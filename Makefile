@@ -60,9 +60,10 @@ lock: .venv/dev.installed
 	@$(INSTALL) --editable .
 	@touch $@
 
-.venv/dev.installed: pyproject.toml requirements.lock | .venv/bin/python
+.venv/dev.installed: pyproject.toml requirements.lock requirements-onnx.txt | .venv/bin/python
 	@echo "Installing cifar_jax and what its tests need into .venv (about a minute)"
 	@$(INSTALL) --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-onnx.txt
 	@touch $@ .venv/base.installed
 
 .venv/bench.installed: pyproject.toml requirements.lock | .venv/bin/python

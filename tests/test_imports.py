@@ -7,7 +7,7 @@ import sys
 from tests.conftest import ROOT
 
 PACKAGE = "cifar_jax"
-EVERYWHERE = {"errors", "files"}
+EVERYWHERE = {"errors", "files", "__version__"}
 ROOMS = {  # what each may import beside `EVERYWHERE` and itself
     "errors": set(),
     "files": set(),

@@ -34,9 +34,16 @@ def defaults() -> ConfigDict:
 
 def reader(default: Any) -> Callable[[str], Any]:
     """What reads the text of a flag; `32,32` is a tuple."""
-    if not isinstance(default, tuple):
-        return type(default)
-    return numbers
+    if isinstance(default, bool):
+        return switch
+    return numbers if isinstance(default, tuple) else type(default)
+
+
+def switch(text: str) -> bool:
+    """As in `True`. Raises ValueError."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
 
 
 def numbers(text: str) -> tuple[int, ...]:

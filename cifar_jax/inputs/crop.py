@@ -70,16 +70,20 @@ def random_resized_crop(key: jax.Array, image: jax.Array, _: Info, config: Confi
 # -- evaluation --
 
 
-def whole(image: jax.Array, config: ConfigDict) -> jax.Array:
+def whole(image: jax.Array, config: ConfigDict, views: int) -> jax.Array:
     return image
 
 
-def padded(image: jax.Array, config: ConfigDict) -> jax.Array:
-    """As `random_crop` pads it; a central crop no larger than the image has none of the padding."""
+def padded(image: jax.Array, config: ConfigDict, views: int) -> jax.Array:
+    """As `random_crop` pads it, where a crop may have some of the padding: a single view, which is
+    the central crop, has none if it is no larger than the image."""
+    fits = all(old >= new for old, new in zip(image.shape, size(config), strict=False))
+    if views == 1 and fits:
+        return image
     return pad(image, config.random_crop.padding, config.random_crop.fill)
 
 
-def resized(image: jax.Array, config: ConfigDict) -> jax.Array:
+def resized(image: jax.Array, config: ConfigDict, views: int) -> jax.Array:
     """float32, resized so that the model's size is `central` of the side that limits it."""
     (height, width), (old_height, old_width) = size(config), image.shape[:2]
     factor = max(height / old_height, width / old_width) / config.random_resized_crop.central
@@ -91,7 +95,8 @@ def resized(image: jax.Array, config: ConfigDict) -> jax.Array:
     return jax.image.resize(image.astype(jnp.float32), shape, "linear")
 
 
-# Image uint8 [H, W, C], config.inputs -> the image from which an evaluation takes its crops.
+# Image uint8 [H, W, C], config.inputs, number of views -> the image from which an evaluation takes
+# its crops.
 FOR_EVAL: dict[str, Callable[..., jax.Array]] = {
     "random_crop": padded,
     "central_crop": whole,

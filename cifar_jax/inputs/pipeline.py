@@ -87,7 +87,8 @@ class Inputs:
         """
         for name in names(self.config.transforms):
             if name in CROPS:
-                images = jax.vmap(partial(CROPS[name], config=self.config))(images)
+                crop_of = partial(CROPS[name], config=self.config, views=count)
+                images = jax.vmap(crop_of)(images)
         found = views.crops(images, crop.size(self.config), count)
         return [jax.vmap(self._eval_transforms)(view.astype(jnp.float32)) for view in found]
 

@@ -42,7 +42,7 @@ class Airbench(nn.Module):
             x = Group(channels, name=f"group{number}")(x, train=train)
         # The whole map where it is smaller than the window.
         x = publish(self, "pool", max_pool_blocks(x, min(3, *x.shape[1:3])))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
 
         shape = (x.shape[-1], self.num_classes)
         kernel = self.param("linear", lambda key: {"kernel": head(key, shape)})["kernel"]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cifar_jax.ops import portable
 from cifar_jax.ops.materialize import materialize
 
 _WINDOW, _STRIDES = (1, 3, 3, 1), (1, 2, 2, 1)
@@ -28,8 +29,25 @@ def max_pool(x: jax.Array) -> jax.Array:
     as XLA has it.
     """
     _, height, width, _ = x.shape
+    if portable.wanted():
+        return _max_pool_slices(x)
     even = height % 2 == 0 and width % 2 == 0
     return _max_pool_even(x) if even else max_pool_plain(x)
+
+
+def _max_pool_slices(x: jax.Array) -> jax.Array:
+    """`max_pool_plain` without a window, which converters to other formats get wrong."""
+    pads = lax.padtype_to_pads(x.shape[1:3], _WINDOW[1:3], _STRIDES[1:3], "SAME")
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+    ends = [2 * -(-size // 2) - 1 for size in x.shape[1:3]]
+    return reduce(
+        jnp.maximum,
+        [
+            padded[:, row : row + ends[0] : 2, column : column + ends[1] : 2]
+            for row in range(3)
+            for column in range(3)
+        ],
+    )
 
 
 @jax.custom_vjp

@@ -3,9 +3,12 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
 
 from cifar_jax import files, models, steps
 from cifar_jax import inputs as inputs_lib
@@ -89,8 +92,33 @@ class Predictor:
 def load(
     workdir: str | os.PathLike[str], *, step: int | str | None = None, ema: bool = True
 ) -> Predictor:
-    """The network of a run, from its workdir alone: of its newest whole checkpoint, that of `step`,
-    or the "best" one; with the EMA of the parameters or, without `ema`, the raw ones.
+    """The network of a run, from its workdir alone, as `restore` finds it."""
+    found = restore(workdir, step=step, ema=ema)
+    variables = jax.device_put(found.variables)
+    return Predictor(
+        found.dataset,
+        look=lambda images: found.inputs.evaluate(images)[0],
+        predict=lambda seen: steps.predict(found.model, variables, seen),
+        step=found.step,
+    )
+
+
+class Trained(NamedTuple):
+    """What a workdir holds of a trained network."""
+
+    config: ConfigDict
+    dataset: Description
+    step: int  # of the checkpoint
+    model: nn.Module
+    inputs: inputs_lib.Inputs
+    variables: steps.Variables
+
+
+def restore(
+    workdir: str | os.PathLike[str], *, step: int | str | None = None, ema: bool = True
+) -> Trained:
+    """Of its newest whole checkpoint, that of `step`, or the "best" one; with the EMA of the
+    parameters or, without `ema`, the raw ones.
 
     Raises UserError where nothing was trained, or the checkpoint is missing or damaged.
     """
@@ -104,11 +132,5 @@ def load(
     moments = dataset.mean, dataset.std
     inputs = inputs_lib.make(config.inputs, dataset.image_shape, *moments, config.seed)
     like = jax.eval_shape(lambda: models.init(model, jax.random.key(0), inputs.image_shape))
-    variables = jax.device_put(pytrees.restore_variables(folder, chosen, like, ema=ema))
-
-    return Predictor(
-        dataset,
-        look=lambda images: inputs.evaluate(images)[0],
-        predict=lambda seen: steps.predict(model, variables, seen),
-        step=chosen,
-    )
+    variables = pytrees.restore_variables(folder, chosen, like, ema=ema)
+    return Trained(config, dataset, chosen, model, inputs, variables)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cifar_jax.data import prepare, progress, shards, sources
+from cifar_jax.errors import UsageError
 from tests.conftest import ROOT
 
 
@@ -59,9 +60,18 @@ def test_shards_of_grey_images(tmp_path):
 
 def test_the_flags_have_the_defaults_of_the_config(default):
     config, _, _ = prepare._parse(["--out=x"])
-    assert set(config) == {"name", "dir", "tfds", "synthetic", "pictures", "folder", "csv"}
+    assert set(config) == {
+        *("name", "dir", "svhn", "tfds", "synthetic", "pictures", "folder", "csv")
+    }
     for name, value in config.to_dict().items():
         assert value == default.data.to_dict()[name]
+
+
+def test_a_switch_is_true_or_false():
+    for text, expected in (("True", True), ("false", False)):
+        assert prepare._parse(["--out=x", f"--svhn-extra={text}"])[0].svhn.extra is expected
+    with pytest.raises(UsageError, match="svhn-extra"):
+        prepare._parse(["--out=x", "--svhn-extra=yes"])
 
 
 @pytest.mark.parametrize("split", sources.SPLITS)

@@ -143,7 +143,7 @@ def test_what_takes_long_is_told(config, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(dataset, "_MANY_IMAGES", 89)
     splits.describe(config.data, train)
-    assert capsys.readouterr().out == "Measuring mean and deviation of 90 images.\n"
+    assert capsys.readouterr().out == "Measuring mean, deviation and classes of 90 images.\n"
 
 
 @pytest.mark.parametrize(

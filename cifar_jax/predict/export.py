@@ -1,0 +1,147 @@
+"""A trained network in one file that runs without this package: `main.py --mode=export`.
+
+Pictures are uint8 [N, H, W, C] of the training images' shape, with N as large as one likes, and
+come out as probabilities float32 [N, classes]: resizing is the caller's, all else is within.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from cifar_jax import __version__, files, models
+from cifar_jax.errors import UsageError, UserError, reason
+from cifar_jax.ops import portable
+from cifar_jax.predict.predictor import Trained, restore
+
+PLATFORMS = "cpu", "cuda", "tpu"
+PROGRAM, METADATA = "program", "metadata.json"  # members of a .stablehlo, which is a ZIP archive
+
+
+def run(
+    workdir: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    step: int | str | None = None,
+    ema: bool = True,
+) -> Path:
+    """Writes the network of a run, as `restore` finds it, to the file `out`, in the format that its
+    suffix says: one of `FORMATS`. Whole or not at all; returns the path.
+
+    Raises UsageError for another suffix, and UserError where it cannot be written, a package is
+    missing, and as `restore` does.
+    """
+    path = files.resolve(out, "--out")
+    if path.suffix not in FORMATS:
+        raise UsageError(f"--out={out}, expected a name that ends in {', '.join(FORMATS)}.")
+    if not path.parent.is_dir():
+        raise UserError(f"Cannot write {path}: there is no folder {path.parent}.")
+    trained = restore(workdir, step=step, ema=ema)
+    content = FORMATS[path.suffix](trained, metadata(trained, ema))
+    try:
+        files.write(path, content)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {reason(error)}.") from error
+    print(
+        f"{path}: {len(content) / 1e6:.1f} MB, '{trained.config.model.name}' of step {trained.step}"
+    )
+    return path
+
+
+def metadata(trained: Trained, ema: bool) -> dict[str, Any]:
+    """What whoever runs the file needs to know."""
+    return {
+        "class_names": list(trained.dataset.class_names),
+        "image_shape": list(trained.dataset.image_shape),
+        "dataset": trained.dataset.name,
+        "model": trained.config.model.name,
+        "step": trained.step,
+        "parameters": "ema" if ema else "raw",
+        "versions": {"cifar_jax": __version__, "jax": jax.__version__},
+    }
+
+
+def probabilities(trained: Trained) -> Callable[[jax.Array], jax.Array]:
+    """uint8 [N, H, W, C] -> float32 [N, classes], of plain operations; N may be symbolic."""
+
+    def predict(images: jax.Array) -> jax.Array:
+        with portable.operations():
+            seen = trained.inputs.evaluate(images)[0]
+            logits, *_ = models.forward(trained.model, trained.variables, seen, train=False)
+        return jax.nn.softmax(logits)
+
+    return predict
+
+
+def _argument(trained: Trained) -> jax.ShapeDtypeStruct:
+    sizes = ", ".join(map(str, trained.dataset.image_shape))
+    return jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"batch, {sizes}"), jnp.uint8)
+
+
+def _stablehlo(trained: Trained, facts: Mapping[str, Any]) -> bytes:
+    """A ZIP archive of what `jax.export` has serialised, and of the metadata."""
+    program = jax.export.export(jax.jit(probabilities(trained)), platforms=PLATFORMS)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(METADATA, json.dumps(facts, indent=2))
+        archive.writestr(PROGRAM, bytes(program(_argument(trained)).serialize()))
+    return file.getvalue()
+
+
+def _onnx(trained: Trained, facts: Mapping[str, Any]) -> bytes:
+    """By jax2onnx; the metadata are the model's properties, as JSON each."""
+    with _quiet():
+        try:
+            import jax2onnx
+        except ImportError as error:
+            raise UserError(
+                "ONNX needs jax2onnx, which is not installed: "
+                "pip install --no-deps -r requirements-onnx.txt."
+            ) from error
+        model = jax2onnx.to_onnx(
+            probabilities(trained), [_argument(trained)], model_name=facts["model"]
+        )
+    for name, value in facts.items():
+        model.metadata_props.add(key=name, value=json.dumps(value))
+    return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the converter's remarks about itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _safetensors(trained: Trained, facts: Mapping[str, Any]) -> bytes:
+    """The arrays alone, by path as "params/conv1/kernel", with the metadata and the config."""
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise UserError("safetensors is not installed: pip install safetensors.") from error
+    arrays = traverse_util.flatten_dict(trained.variables, sep="/")
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    described = {**facts, "config": trained.config.to_dict()}
+    return save(arrays, {name: json.dumps(value) for name, value in described.items()})
+
+
+FORMATS: dict[str, Callable[[Trained, Mapping[str, Any]], bytes]] = {
+    ".stablehlo": _stablehlo,
+    ".onnx": _onnx,
+    ".safetensors": _safetensors,
+}
