@@ -30,7 +30,13 @@ ROOMS |= {
     "predict": ALL - {"loop"},
     "report": ALL - {"loop"} | {"evaluate"},
 }
-PROGRAMS = {"main", "data/prepare", "data/look", "workdir/__main__"}  # start what they need
+PROGRAMS = {
+    "main",
+    "__main__",
+    "data/prepare",
+    "data/look",
+    "workdir/__main__",
+}  # start what they need
 
 
 def imported(path):
