@@ -3,7 +3,7 @@
     cifar-jax train --config=fast --workdir=DIR      # or python -m cifar_jax train …
     python main.py --config=configs/fast.py --workdir=DIR
 
-Beside the modes: `configs` lists the recipes; `prepare` and `look` are programs of cifar_jax.data.
+Beside the modes: `configs` lists the recipes; `prepare`, `look` (of cifar_jax.data) and `demo`.
 """
 
 import ast
@@ -41,6 +41,11 @@ flags.DEFINE_bool("debug", False, "Show tracebacks, and what was set before JAX 
 flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
 flags.DEFINE_integer("num_processes", -1, "How many there are; -1: as the cluster says.")
 flags.DEFINE_integer("process_id", -1, "Which one this is, from 0; -1: as the cluster says.")
+_PROGRAMS = {  # by the verb of `console`
+    "prepare": "cifar_jax.data.prepare",
+    "look": "cifar_jax.data.look",
+    "demo": "cifar_jax.demo.__main__",
+}
 FLAGS, CONFIG_HELP = flags.FLAGS, "  --config: A recipe; --config.a.b=c: a field."
 
 
@@ -107,11 +112,11 @@ def console() -> int:
     if verb == "configs":
         print("\n".join(_recipes()))
         return 0
-    if verb in ("prepare", "look"):
+    if verb in _PROGRAMS:
         signals.unwind()
-        code = import_module(f"cifar_jax.data.{verb}").main(sys.argv[2:])
+        code = import_module(_PROGRAMS[verb]).main(sys.argv[2:])
     else:
-        known = (*MODES, "configs", "prepare", "look")
+        known = (*MODES, "configs", *_PROGRAMS)
         if verb in MODES:
             sys.argv[1] = f"--mode={verb}"
         elif not verb.startswith("-"):

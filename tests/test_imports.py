@@ -28,9 +28,11 @@ ROOMS |= {
     "train": ALL,
     "evaluate": ALL - {"loop"},
     "predict": ALL - {"loop"},
+    "demo": {"predict", "data"},
     "report": ALL - {"loop"} | {"evaluate"},
 }
 PROGRAMS = {
+    "demo/__main__",
     "main",
     "__main__",
     "data/prepare",

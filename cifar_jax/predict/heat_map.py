@@ -49,18 +49,22 @@ def _squares(height: int, width: int) -> list[tuple[slice, slice]]:
     return [(rows, columns) for rows in spans(height) for columns in spans(width)]
 
 
-def draw(seen: np.ndarray, heat: np.ndarray, classes: Sequence[tuple[str, float]]) -> np.ndarray:
-    """uint8 [H, W, 3]: what the network saw, standardised [h, w, C], with the most probable
-    `classes` below it; beside it the same in grey, red where covering it lowers the probability of
-    the first class, and blue where that raises it."""
+def pictures_of(seen: np.ndarray, heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [h, w, 3] both: what the network saw, standardised [h, w, C]; and the same in grey, red
+    where covering it lowers the probability of the first class, blue where that raises it."""
     image = pictures.rgb(pictures.visible(seen[None]))[0]
     strength = np.abs(heat)[..., None] / max(np.abs(heat).max(), _FAINT)
     grey = image.mean(-1, keepdims=True) / 2 + 96  # paler, for the colours to be seen
     colour = np.where(heat[..., None] > 0, _FALLS, _RISES)
-    overlay = (grey + 0.7 * strength * (colour - grey)).clip(0, 255).astype(np.uint8)
+    return image, (grey + 0.7 * strength * (colour - grey)).clip(0, 255).astype(np.uint8)
+
+
+def draw(seen: np.ndarray, heat: np.ndarray, classes: Sequence[tuple[str, float]]) -> np.ndarray:
+    """uint8 [H, W, 3]: `pictures_of` both side by side, with the most probable `classes` below the
+    first, and what the colours stand for below the second."""
     answer = "\n".join(f"{display.plain(name)} {p:.1%}" for name, p in classes)
     lowest, highest = min(heat.min(), 0), max(heat.max(), 0)
     legend = f"covered: {display.plain(classes[0][0])}\nred: -{highest:.0%} at most\n"
     legend += f"blue: +{-lowest:.0%} at most"
-    both = np.stack([image, overlay])
+    both = np.stack(pictures_of(seen, heat))
     return pictures.grid(both, [answer, legend], columns=2, scale=max(1, _WIDTH // seen.shape[1]))

@@ -32,7 +32,7 @@ def test_a_wheel_has_what_the_package_reads(wheel):
     assert {
         "cifar_jax/py.typed",
         "cifar_jax/report/page.html.j2",
-        "cifar_jax/data/page.html.j2",
+        "cifar_jax/demo/page.html.j2",
     } < names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 
@@ -60,7 +60,7 @@ def test_its_command_runs_from_any_folder(wheel, tmp_path):
     assert run("evaluate")[::2] == (
         2,
         "Unknown command 'evaluate'. Did you mean 'eval'? Choices: train, eval, train_and_eval, "
-        "predict, export, report, configs, prepare, look.",
+        "predict, export, report, configs, prepare, look, demo.",
     )
     small = ("--config.num_steps=2", "--config.batch_size=16", "--workdir=w")
     small += ("--config.data.synthetic.train=60", "--config.data.synthetic.test=20")

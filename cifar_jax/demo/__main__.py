@@ -1,0 +1,47 @@
+"""A page to drop a picture on, with the network of a run behind it, for this machine alone.
+
+python -m cifar_jax.demo WORKDIR
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from cifar_jax import errors
+from cifar_jax.devices import runtime
+from cifar_jax.loop import signals
+from cifar_jax.telemetry import streams
+
+
+def _serve(argv: Sequence[str]) -> None:
+    from cifar_jax.demo.server import Server
+    from cifar_jax.predict.predictor import load
+
+    parser = argparse.ArgumentParser(
+        prog="python -m cifar_jax.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir", metavar="WORKDIR", help="of the run")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    parser.add_argument("--step", help="of the checkpoint, or 'best'; else the newest")
+    args = parser.parse_args(argv)
+    step = int(args.step) if args.step and args.step.isdecimal() else args.step
+    if step not in (None, "best") and not isinstance(step, int):
+        raise errors.UsageError(f"--step={step}, expected the step of a checkpoint, or 'best'.")
+    with Server(load(args.workdir, step=step), args.port) as server:
+        print(f"{server.url} (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
+
+
+def main(argv: Sequence[str]) -> int:
+    runtime.start()
+    return errors.exit_code(lambda: signals.until_left(lambda: _serve(argv)))
+
+
+if __name__ == "__main__":
+    streams.protect()
+    signals.listen()
+    signals.unwind()
+    if code := main(sys.argv[1:]):
+        signals.leave(code)

@@ -1,0 +1,125 @@
+"""The demo's server: what it answers, to whom, and what it refuses."""
+
+import base64
+import http.client
+import io
+import json
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_jax.data.dataset import Description
+from cifar_jax.demo import __main__ as program
+from cifar_jax.demo import server
+from cifar_jax.errors import UserError
+from cifar_jax.predict.predictor import Predictor
+from tests.conftest import NAMES
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    """As bright a picture, as probable the first class."""
+    dataset = Description("drawn", ("<b>", *NAMES[1:]), (8, 8, 3), {"train": 1}, (0.0,), (1.0,))
+
+    def predict(seen):
+        return seen.mean((1, 2, 3))[:, None] * np.eye(10)[:1]
+
+    return Predictor(dataset, lambda images: images / 255.0 * 2 - 1, predict, step=7)
+
+
+@pytest.fixture(scope="module")
+def running(predictor):
+    with server.Server(predictor, 0) as found:
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def ask(running):
+    def ask(method, path, body=None, **headers):
+        connection = http.client.HTTPConnection("127.0.0.1", running.server_port, timeout=10)
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        content = response.read()
+        connection.close()
+        return response, content
+
+    return ask
+
+
+def png(level=200, size=(8, 8)):
+    file = io.BytesIO()
+    Image.new("RGB", size, (level,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_the_page_has_all_within_it(ask):
+    response, page = ask("GET", "/")
+    assert response.status == 200
+    assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    text = page.decode()
+    assert "http" not in text
+    assert "10 classes, pictures of 8x8, step 7" in text
+
+
+def test_an_answer_is_the_predictors(ask, predictor):
+    response, content = ask("POST", "/classify", png())
+    found = json.loads(content)
+    assert response.headers["Content-Type"] == "application/json"
+    classes = [(each["name"], each["probability"]) for each in found["classes"]]
+    assert classes == predictor.classify(png())
+    assert found["milliseconds"] > 0
+    for name in ("seen", "heat"):
+        data = base64.b64decode(found[name].removeprefix("data:image/png;base64,"))
+        assert Image.open(io.BytesIO(data)).size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status", "problem"),
+    [
+        ("POST", "/classify", b"<html>", {}, 422, "That cannot be read: it is not a picture"),
+        ("POST", "/classify", png()[:40], {}, 422, "That cannot be read"),
+        ("POST", "/classify", b"", {}, 422, "That cannot be read"),
+        ("POST", "/classify", b"x", {"Content-Length": "99999999999999999999999"}, 413, "larger"),
+        ("POST", "/classify", b"", {"Content-Length": "-1"}, 404, "nothing here"),
+        ("POST", "/other", png(), {}, 404, "nothing here"),
+        ("GET", "/../../etc/passwd", None, {}, 404, "nothing here"),
+        ("GET", "/", None, {"Host": "example.org"}, 403, "for this machine alone"),
+        ("POST", "/classify", png(), {"Host": "example.org:80"}, 403, "for this machine alone"),
+    ],
+)
+def test_bad_requests_are_answered_in_a_line(ask, method, path, body, headers, status, problem):
+    response, content = ask(method, path, body, **headers)
+    assert response.status == status
+    found = json.loads(content)["problem"]
+    assert problem in found
+    assert "/" not in found  # no path of this machine
+
+
+def test_a_picture_with_too_many_pixels_is_not_decoded(ask):
+    file = io.BytesIO()
+    Image.new("1", (1 << 14, 1 << 13)).save(file, "PNG")
+    response, content = ask("POST", "/classify", file.getvalue())
+    assert response.status == 422
+    assert "expected at most 67,108,864" in json.loads(content)["problem"]
+
+
+def test_a_port_in_use_is_named(running, predictor):
+    with pytest.raises(
+        UserError, match=f"Port {running.server_port}: .*Choose another with --port"
+    ):
+        server.Server(predictor, running.server_port)
+    with pytest.raises(UserError, match="Port 70000"):
+        server.Server(predictor, 70_000)
+
+
+def test_what_cannot_be_served_is_said(tmp_path, capsys):
+    assert program.main([str(tmp_path)]) == 1
+    assert "nothing was trained there" in capsys.readouterr().err
+    assert program.main([str(tmp_path), "--step=first"]) == 2
+    assert "expected the step of a checkpoint" in capsys.readouterr().err
