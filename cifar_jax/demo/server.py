@@ -41,6 +41,9 @@ class Server(http.server.ThreadingHTTPServer):
             super().__init__((_HOST, port), _Handler)
         except (OSError, OverflowError) as error:
             raise UserError(f"Port {port}: {reason(error)}. Choose another with --port.") from error
+        blank = np.zeros(predictor.image_shape, np.uint8)
+        predictor(blank[None])  # compiles, for the first picture not to wait
+        predictor.look(blank)
 
     @property
     def url(self) -> str:
