@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 WORKDIR ?= runs/quickstart
 
-.PHONY: train test test-all faults lint types format bench lock clean
+.PHONY: train test test-all faults lint types format bench notebooks lock clean
 .DELETE_ON_ERROR:
 
 train: .venv/base.installed
@@ -42,6 +42,10 @@ format: .venv/dev.installed
 
 bench: .venv/bench.installed
 	$(BIN)/python -m benchmarks.compare
+
+notebooks: .venv/dev.installed
+	cd notebooks && ../$(BIN)/jupytext --quiet --to ipynb *.py
+	cd notebooks && PYTHONPATH=.. ../$(BIN)/jupyter-execute --inplace *.ipynb
 
 lock: .venv/dev.installed
 	$(BIN)/python -m pip install --quiet uv
