@@ -24,7 +24,7 @@ if (location.protocol === "file:") {
 
     postMessage(data) {
       if (this.#waiting) this.#waiting.push(data);
-      else this.#frame.contentWindow.postMessage(data, "*");
+      else this.#frame.contentWindow.dispatchEvent(new MessageEvent("message", { data }));
     }
   };
   window.Worker = window.IFrameWorker;
