@@ -41,7 +41,7 @@ format: .venv/dev.installed
 	$(BIN)/ruff format .
 
 docs: .venv/docs.installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open site/index.html"
 
 bench: .venv/bench.installed

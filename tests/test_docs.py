@@ -1,6 +1,7 @@
 """The documentation as a site: it is built without a warning and needs no network, its links lead
 somewhere, and the code on its pages runs."""
 
+import html
 import os
 import re
 import subprocess
@@ -10,7 +11,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from cifar_jax import config, evaluate, models, train
+from cifar_jax.models import overview
+from cifar_jax.predict import predictor
 from tests.conftest import ROOT
+from tests.end_to_end.conftest import browser, chromium  # noqa: F401 (fixtures)
 
 PAGES = ("tutorial", "your_data", "resume", "many_devices", "predict")
 NOT_RUN = "<!-- not run: "  # and why, on the line above a block
@@ -42,10 +47,11 @@ class Page(HTMLParser):
 def site(tmp_path_factory):
     """The built site's folder."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"-d{folder}"]
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "no_proxy": "", "https_proxy": "x:1"}
+    # Not --quiet, with which mkdocs counts no warnings.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", f"-d{folder}"]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     return folder
 
 
@@ -86,11 +92,28 @@ def test_every_link_and_anchor_resolves(pages):
                 assert urllib.parse.unquote(parts.fragment) in pages[target].ids, address
 
 
-@pytest.mark.parametrize("name", ("config.recipe", "train.train", "evaluate.evaluate"))
-def test_the_reference_has_signatures_and_docstrings(site, name):
-    text = (site / "reference.html").read_text()
-    assert f'id="cifar_jax.{name}"' in text
-    assert "from its last whole checkpoint if there is one" in text
+def test_the_search_finds_a_word_without_a_server(site, browser):  # noqa: F811
+    page = browser(f"file://{site}/index.html", "site")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.fill("input.md-search__input", "standardised")
+    page.wait_for_selector(".md-search-result__item", state="attached", timeout=20_000)
+    assert [url for url in asked if not url.startswith("file:")] == []
+
+
+def test_the_reference_has_what_the_docstrings_say(site):
+    text = html.unescape((site / "reference.html").read_text())
+    for function in (config.recipe, train.train, evaluate.evaluate, predictor.load, models.create):
+        assert f'id="{function.__module__}.{function.__name__}"' in text
+        first = function.__doc__.splitlines()[0].replace("`", "")
+        assert first in re.sub(r"<[^>]*>", "", text), function
+
+
+def test_the_tutorials_table_is_the_models():
+    rows = overview.layers(models.create("cnn", 10, "float32"), (24, 24, 3))
+    page = re.sub(" +", " ", (ROOT / "docs" / "tutorial.md").read_text())
+    for line in overview.markdown(rows).splitlines()[2:]:
+        assert re.sub(" +", " ", line) in page
 
 
 def test_the_build_imports_nothing_of_the_package(site):
@@ -136,7 +159,10 @@ def test_the_code_of_a_page_runs_in_order(name, tmp_path):
         [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert not any(line.startswith("# ") and "Error" in line for line in done.stdout.splitlines())
+    printed = done.stdout.splitlines()
+    for line in code.splitlines():
+        if says := re.fullmatch(r"print\(.*\)  # ([\d. \[\](),]+?)(?: on .*)?", line):
+            assert says[1] in printed
 
 
 def test_every_page_with_python_is_run_and_few_blocks_are_not():
