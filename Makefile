@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 WORKDIR ?= runs/quickstart
 
-.PHONY: train test test-all faults lint types format bench notebooks lock clean
+.PHONY: train test test-all faults lint types format docs bench notebooks lock clean
 .DELETE_ON_ERROR:
 
 train: .venv/base.installed
@@ -40,6 +40,10 @@ format: .venv/dev.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/docs.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html"
+
 bench: .venv/bench.installed
 	$(BIN)/python -m benchmarks.compare
 
@@ -70,10 +74,15 @@ lock: .venv/dev.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-onnx.txt
 	@touch $@ .venv/base.installed
 
+.venv/docs.installed: pyproject.toml requirements.lock | .venv/bin/python
+	@echo "Installing what the documentation is built with into .venv"
+	@$(INSTALL) --editable '.[docs]'
+	@touch $@ .venv/base.installed
+
 .venv/bench.installed: pyproject.toml requirements.lock | .venv/bin/python
 	@echo "Installing PyTorch and TensorFlow beside cifar_jax into .venv (several minutes)"
 	@$(INSTALL) --editable '.[bench]'
 	@touch $@ .venv/base.installed
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

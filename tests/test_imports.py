@@ -1,6 +1,7 @@
-"""Who may import whom, as the README draws it, and what the package does without."""
+"""Who may import whom, as docs/architecture.md has it, and what the package does without."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -59,6 +60,16 @@ def test_imports_point_one_way():
         for name in imported(path):
             target = name.split(".")[1]
             assert target in EVERYWHERE | {room} | ROOMS[room], f"{path} imports {name}"
+
+
+def test_the_page_of_the_architecture_says_the_same():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    said = {}
+    for name, cell in re.findall(r"^\| `(\w+)[^`]*` \|.*\| ?(.*?) ?\|$", page, re.MULTILINE):
+        lacks, named = re.search(r"but `(\w+)`", cell), set(re.findall(r"`(\w+)`", cell))
+        lacking = {lacks[1]} if lacks else set()
+        said[name] = (ALL if cell.startswith("all below") else set()) - lacking | named - lacking
+    assert said == ROOMS
 
 
 def run(code):
