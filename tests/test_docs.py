@@ -166,7 +166,7 @@ def test_the_code_of_a_page_runs_in_order(name, tmp_path):
 
 
 def test_every_page_with_python_is_run_and_few_blocks_are_not():
-    own_tests = {"new_model"}  # tests/test_new_model.py
+    own_tests = {"new_model", "export"}  # tests/test_new_model.py, tests/test_export.py
     written = {p.stem for p in (ROOT / "docs").glob("*.md") if "```python" in p.read_text()}
     assert written == {*PAGES, *own_tests}
     assert 0 < sum(blocks(name)[1] for name in PAGES) <= MOST_NOT_RUN
