@@ -1,6 +1,7 @@
 """What the tests share: a tiny dataset in the native layout, its config, compiled steps."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from cifar_jax.data.dataset import Description  # noqa: E402
 from cifar_jax.devices import replicas  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
+SCREENSHOTS = ROOT / "build" / "screenshots"
 NUM_TRAIN, NUM_TEST = 90, 37  # neither a multiple of a batch
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DATASET = Description("cifar10", NAMES, (32, 32, 3), {"train": 90}, (127.5,) * 3, (73.9,) * 3)
@@ -95,3 +97,37 @@ def compiled_step():
         return replicas.replicate(run.state, run.mesh), jax.jit(step)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Chromium from the distribution's packages, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("there is no chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as running:
+        # Its sandbox needs rights that containers do not have; the pages are our own.
+        yield running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def browser(chromium):
+    """Opens an address; the page must come without an error and leaves a screenshot behind."""
+    opened = []
+
+    def open_page(address, name, **options):
+        page = chromium.new_page(viewport={"width": 1280, "height": 900}, **options)
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and errors.append(said.text))
+        page.goto(address)
+        opened.append((page, name, errors))
+        return page
+
+    yield open_page
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for page, name, _ in opened:
+        page.screenshot(path=SCREENSHOTS / f"{name}.png")
+        page.close()
+    assert [errors for *_, errors in opened if errors] == []

@@ -15,7 +15,6 @@ from cifar_jax import config, evaluate, models, train
 from cifar_jax.models import overview
 from cifar_jax.predict import predictor
 from tests.conftest import ROOT
-from tests.end_to_end.conftest import browser, chromium  # noqa: F401 (fixtures)
 
 PAGES = ("tutorial", "your_data", "resume", "many_devices", "predict")
 NOT_RUN = "<!-- not run: "  # and why, on the line above a block
@@ -92,7 +91,7 @@ def test_every_link_and_anchor_resolves(pages):
                 assert urllib.parse.unquote(parts.fragment) in pages[target].ids, address
 
 
-def test_the_search_finds_a_word_without_a_server(site, browser):  # noqa: F811
+def test_the_search_finds_a_word_without_a_server(site, browser):
     page = browser(f"file://{site}/index.html", "site")
     asked = []
     page.on("request", lambda request: asked.append(request.url))
