@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cifar_jax import config as config_lib
+from cifar_jax import inputs, steps
 from cifar_jax.data.dataset import Description
 from cifar_jax.demo import __main__ as program
-from cifar_jax.demo import server
+from cifar_jax.demo import server, static
 from cifar_jax.errors import UserError
-from cifar_jax.predict.predictor import Predictor
+from cifar_jax.predict.predictor import Predictor, Trained
 from tests.conftest import NAMES
 
 
@@ -27,6 +29,17 @@ def predictor():
         return seen.mean((1, 2, 3))[:, None] * np.eye(10)[:1]
 
     return Predictor(dataset, lambda images: images / 255.0 * 2 - 1, predict, step=7)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """What a workdir holds, but for the parameters."""
+    names = ("<b>", *NAMES[1:])
+    dataset = Description("drawn", names, (32, 32, 3), {"train": 1}, (0.0,) * 3, (1.0,) * 3)
+    config = config_lib.recipe("default")
+    moments = dataset.mean, dataset.std
+    made = inputs.make(config.inputs, dataset.image_shape, *moments, config.seed)
+    return Trained(config, dataset, 7, steps.make_model(config, 10), made, {})
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +136,56 @@ def test_what_cannot_be_served_is_said(tmp_path, capsys):
     assert "nothing was trained there" in capsys.readouterr().err
     assert program.main([str(tmp_path), "--step=first"]) == 2
     assert "expected the step of a checkpoint" in capsys.readouterr().err
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    """A folder like that of the package onnxruntime-web."""
+    (tmp_path / "dist").mkdir()
+    for name in static._RUNTIME:
+        (tmp_path / "dist" / name).write_bytes(name.encode())
+    return tmp_path
+
+
+def test_a_static_page_has_its_network_beside_it(trained, runtime, tmp_path, monkeypatch):
+    monkeypatch.setattr(static.export, "to_onnx", lambda *_: b"network")
+    folder = static.write(trained, tmp_path / "a" / "page", runtime)
+    names = {"index.html", "classifier.mjs", "model.onnx", *static._RUNTIME}
+    assert {path.name for path in folder.iterdir()} == names
+    page = (folder / "index.html").read_text()
+    assert "Content-Security-Policy" in page and "://" not in page
+    assert '"seen_shape": [24, 24, 3]' in page
+    assert "\\u003cb\\u003e" in page and "<b>" not in page  # a class's name is no markup
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write .*file"):
+        static.write(trained, tmp_path / "file" / "page", runtime)
+
+
+def npm(tmp_path, monkeypatch, script):
+    """An npm that does what `script` says."""
+    (tmp_path / "npm").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+
+
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        ("echo >&2 first; echo >&2 'no network'; exit 1", "npm cannot download .*: no network"),
+        ("exit 1", "npm cannot download .*: it says nothing"),
+        ("echo other > a.tgz", "another SHA-256 than expected"),
+    ],
+)
+def test_what_npm_does_not_give_is_said(trained, tmp_path, monkeypatch, script, problem):
+    npm(tmp_path, monkeypatch, script)
+    with pytest.raises(UserError, match=problem):
+        static.write(trained, tmp_path / "page")
+    assert not (tmp_path / "page").exists()
+
+
+def test_without_npm_the_package_may_be_named(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="of npm, which is not installed here"):
+        static.write(trained, tmp_path / "page")
+    with pytest.raises(UserError, match="expected the folder of onnxruntime-web@"):
+        static.write(trained, tmp_path / "page", tmp_path)

@@ -7,20 +7,18 @@ import json
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from cifar_jax.data.decode import Unreadable, decode
+from cifar_jax.demo import page
+from cifar_jax.demo.page import MAX_BYTES, SHOWN
 from cifar_jax.errors import UserError, reason
 from cifar_jax.predict import heat_map
 from cifar_jax.predict.predictor import Predictor
 
-MAX_BYTES = 1 << 25  # of a picture's file
-SHOWN = 10  # classes
 _HOST = "127.0.0.1"
 _POLICY = (  # the page has all within it, and asks this server alone
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
@@ -36,7 +34,13 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, predictor: Predictor, port: int):
         self.predictor = predictor
-        self.page = _template().render(predictor=predictor, shown=SHOWN, most=MAX_BYTES).encode()
+        self.page = page.render(
+            {
+                "class_names": predictor.class_names,
+                "image_shape": predictor.image_shape,
+                "step": predictor.step,
+            }
+        )
         try:
             super().__init__((_HOST, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -136,14 +140,3 @@ def _data_url(image: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2")

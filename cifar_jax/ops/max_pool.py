@@ -8,17 +8,17 @@ from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 
 from cifar_jax.ops import portable
 from cifar_jax.ops.materialize import materialize
 
-_WINDOW, _STRIDES = (1, 3, 3, 1), (1, 2, 2, 1)
-
 
 def max_pool_plain(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C]: the reference."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, _WINDOW, _STRIDES, "SAME")
+    """[B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C]: the reference. (Flax's, of which converters to
+    other formats know what it is.)"""
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="SAME")
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -28,26 +28,8 @@ def max_pool(x: jax.Array) -> jax.Array:
     adds up, for each value, the windows that it won. Ties go to the first value in row-major order,
     as XLA has it.
     """
-    _, height, width, _ = x.shape
-    if portable.wanted():
-        return _max_pool_slices(x)
-    even = height % 2 == 0 and width % 2 == 0
-    return _max_pool_even(x) if even else max_pool_plain(x)
-
-
-def _max_pool_slices(x: jax.Array) -> jax.Array:
-    """`max_pool_plain` without a window, which converters to other formats get wrong."""
-    pads = lax.padtype_to_pads(x.shape[1:3], _WINDOW[1:3], _STRIDES[1:3], "SAME")
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-    ends = [2 * -(-size // 2) - 1 for size in x.shape[1:3]]
-    return reduce(
-        jnp.maximum,
-        [
-            padded[:, row : row + ends[0] : 2, column : column + ends[1] : 2]
-            for row in range(3)
-            for column in range(3)
-        ],
-    )
+    even = x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0
+    return _max_pool_even(x) if even and not portable.wanted() else max_pool_plain(x)
 
 
 @jax.custom_vjp
@@ -110,8 +92,8 @@ _max_pool_even.defvjp(_forward, _backward)
 def max_pool_blocks_plain(x: jax.Array, window: int) -> jax.Array:
     """[B, H, W, C] -> [B, H // window, W // window, C], the stride being the window; what is left
     over is dropped: the reference."""
-    shape = (1, window, window, 1)
-    return lax.reduce_window(x, -jnp.inf, lax.max, shape, shape, "VALID")
+    shape = window, window
+    return nn.max_pool(x, window_shape=shape, strides=shape, padding="VALID")
 
 
 def max_pool_blocks(x: jax.Array, window: int) -> jax.Array:
@@ -122,6 +104,8 @@ def max_pool_blocks(x: jax.Array, window: int) -> jax.Array:
     """
     if not window:
         raise ValueError("no pixels are left to pool")
+    if portable.wanted():
+        return max_pool_blocks_plain(x, window)
     height, width = (size // window * window for size in x.shape[1:3])
     return _max_pool_blocks(x[:, :height, :width], window)
 

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,26 @@ def metadata(trained: Trained, ema: bool) -> dict[str, Any]:
     }
 
 
-def probabilities(trained: Trained) -> Callable[[jax.Array], jax.Array]:
-    """uint8 [N, H, W, C] -> float32 [N, classes], of plain operations; N may be symbolic."""
+def network(trained: Trained) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """uint8 [N, H, W, C], and where it is given float32 [N, h, w, 1], 0 where what the network sees
+    is to be covered, else 1 -> (probabilities float32 [N, classes], what it sees without covers,
+    float32 [N, h, w, C]). Of plain operations; N may be symbolic."""
 
-    def predict(images: jax.Array) -> jax.Array:
+    def predict(
+        images: jax.Array, uncovered: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         with portable.operations():
             seen = trained.inputs.evaluate(images)[0]
-            logits, *_ = models.forward(trained.model, trained.variables, seen, train=False)
-        return jax.nn.softmax(logits)
+            shown = seen if uncovered is None else seen * uncovered
+            logits, *_ = models.forward(trained.model, trained.variables, shown, train=False)
+        return jax.nn.softmax(logits), seen
 
     return predict
+
+
+def _probabilities(trained: Trained) -> Callable[[jax.Array], jax.Array]:
+    predict = network(trained)
+    return lambda images: predict(images)[0]
 
 
 def _argument(trained: Trained) -> jax.ShapeDtypeStruct:
@@ -90,7 +100,7 @@ def _argument(trained: Trained) -> jax.ShapeDtypeStruct:
 
 def _stablehlo(trained: Trained, facts: Mapping[str, Any]) -> bytes:
     """A ZIP archive of what `jax.export` has serialised, and of the metadata."""
-    program = jax.export.export(jax.jit(probabilities(trained)), platforms=PLATFORMS)
+    program = jax.export.export(jax.jit(_probabilities(trained)), platforms=PLATFORMS)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(METADATA, json.dumps(facts, indent=2))
@@ -99,7 +109,16 @@ def _stablehlo(trained: Trained, facts: Mapping[str, Any]) -> bytes:
 
 
 def _onnx(trained: Trained, facts: Mapping[str, Any]) -> bytes:
-    """By jax2onnx; the metadata are the model's properties, as JSON each."""
+    return to_onnx(_probabilities(trained), [_argument(trained)], facts)
+
+
+def to_onnx(
+    function: Callable[..., Any],
+    arguments: Sequence[jax.ShapeDtypeStruct],
+    facts: Mapping[str, Any],
+) -> bytes:
+    """ONNX of a function of plain operations, by jax2onnx; the `facts` are its properties, as JSON
+    each. Raises UserError where jax2onnx is not installed."""
     with _quiet():
         try:
             import jax2onnx
@@ -108,9 +127,7 @@ def _onnx(trained: Trained, facts: Mapping[str, Any]) -> bytes:
                 "ONNX needs jax2onnx, which is not installed: "
                 "pip install --no-deps -r requirements-onnx.txt."
             ) from error
-        model = jax2onnx.to_onnx(
-            probabilities(trained), [_argument(trained)], model_name=facts["model"]
-        )
+        model = jax2onnx.to_onnx(function, list(arguments), model_name=facts["model"])
     for name, value in facts.items():
         model.metadata_props.add(key=name, value=json.dumps(value))
     return model.SerializeToString()
