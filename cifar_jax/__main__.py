@@ -37,6 +37,7 @@ flags.DEFINE_bool("json", False, "predict: print a JSON object for each picture.
 flags.DEFINE_bool("csv", False, "predict: print a CSV.")
 flags.DEFINE_string("show", "", "predict: a folder to draw in what the network saw, with heat map.")
 flags.DEFINE_string("out", "model.stablehlo", "export: the file; its suffix says the format.")
+flags.DEFINE_enum("weights", "float32", ("float32", "float16", "int8"), "export: as ONNX has them.")
 flags.DEFINE_bool("debug", False, "Show tracebacks, and what was set before JAX started.")
 flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
 flags.DEFINE_integer("num_processes", -1, "How many there are; -1: as the cluster says.")
@@ -76,7 +77,7 @@ def run(argv: list[str]) -> None:
         form = "json" if FLAGS.json else "csv" if FLAGS.csv else "table"
         predict.run(FLAGS.workdir, others, form, step=step, ema=FLAGS.ema, show=FLAGS.show)
     elif FLAGS.mode == "export":
-        export.run(FLAGS.workdir, FLAGS.out, step=step, ema=FLAGS.ema)
+        export.run(FLAGS.workdir, FLAGS.out, step=step, ema=FLAGS.ema, weights=FLAGS.weights)
     elif FLAGS.mode == "eval":
         evaluate(None, FLAGS.workdir, once=FLAGS.once, step=step, overrides=overrides, **options)
     else:

@@ -16,7 +16,7 @@ import cifar_jax
 from cifar_jax import config as config_lib
 from cifar_jax import models, train
 from cifar_jax.errors import UsageError, UserError
-from cifar_jax.predict import export
+from cifar_jax.predict import export, onnx_weights
 from cifar_jax.predict.predictor import restore
 from tests.conftest import NAMES, ROOT
 
@@ -115,6 +115,35 @@ def test_onnx_gives_the_same_probabilities(workdir, pictures, tmp_path, capfd):
     check_answers(run_script(ONNX, tmp_path, path, *files), workdir, files)
 
 
+@pytest.mark.parametrize(
+    ("kind", "share", "tolerance"), [("float16", 0.51, 1e-4), ("int8", 0.26, 1e-2)]
+)
+def test_onnx_may_store_its_weights_in_fewer_bits(
+    workdir, pictures, tmp_path, kind, share, tolerance
+):
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = export.run(workdir, tmp_path / "model.onnx", weights=kind)
+    assert path.stat().st_size < share * 4 * 1_068_298 + 60_000
+    network = onnxruntime.InferenceSession(path)
+    images = pictures[0][:64]
+    (found,) = network.run(None, {network.get_inputs()[0].name: images})
+    difference = np.abs(found - cifar_jax.load(workdir)(images)).max()
+    assert 0 < difference < tolerance
+    assert json.loads(network.get_modelmeta().custom_metadata_map["weights"]) == kind
+
+
+def test_int8_rounds_each_output_channel_by_its_largest_value():
+    kernel = np.zeros((3, 4), np.float32)
+    kernel[:, 1], kernel[:, 2] = (1.0, -0.5, 0.25), 100
+    arrays, node = onnx_weights._int8(kernel, "kernel")
+    np.testing.assert_array_equal(
+        arrays["kernel_int8"][:, :3].T, [[0] * 3, [127, -64, 32], [127] * 3]
+    )
+    np.testing.assert_allclose(arrays["kernel_scale"][:3], [1, 1 / 127, 100 / 127])
+    assert list(node.input) == ["kernel_int8", "kernel_scale"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet", "airbench94", "local", "fast"])
 @pytest.mark.parametrize("suffix", [".stablehlo", ".onnx"])
@@ -150,6 +179,8 @@ def test_every_network_is_exported(name, suffix, pictures):
 def test_what_cannot_be_written_is_said(workdir, tmp_path):
     with pytest.raises(UsageError, match=r"ends in .stablehlo, .onnx, .safetensors"):
         export.run(workdir, tmp_path / "model.h5")
+    with pytest.raises(UsageError, match="--weights=int8 is for ONNX"):
+        export.run(workdir, tmp_path / "model.stablehlo", weights="int8")
     with pytest.raises(UserError, match="there is no folder"):
         export.run(workdir, tmp_path / "none" / "model.onnx")
     (tmp_path / "folder.stablehlo").mkdir()

@@ -35,7 +35,7 @@ def write(
     Raises UserError where that fails, a package is missing, or a file cannot be written.
     """
     folder = files.resolve(out, "--static")
-    facts = export.metadata(trained, ema=True) | {"seen_shape": trained.inputs.image_shape}
+    facts = export.metadata(trained) | {"seen_shape": trained.inputs.image_shape}
     contents = _downloaded() if runtime is None else _installed(runtime)
     contents["model.onnx"] = _network(trained, facts)
     contents["classifier.mjs"] = Path(__file__).with_name("classifier.mjs").read_bytes()

@@ -22,9 +22,11 @@ from flax import traverse_util
 from cifar_jax import __version__, files, models
 from cifar_jax.errors import UsageError, UserError, reason
 from cifar_jax.ops import portable
+from cifar_jax.predict import onnx_weights
 from cifar_jax.predict.predictor import Trained, restore
 
 PLATFORMS = "cpu", "cuda", "tpu"
+WEIGHTS = "float32", "float16", "int8"
 PROGRAM, METADATA = "program", "metadata.json"  # members of a .stablehlo, which is a ZIP archive
 
 
@@ -34,20 +36,24 @@ def run(
     *,
     step: int | str | None = None,
     ema: bool = True,
+    weights: str = "float32",
 ) -> Path:
     """Writes the network of a run, as `restore` finds it, to the file `out`, in the format that its
     suffix says: one of `FORMATS`. Whole or not at all; returns the path.
 
+    `weights` is how an ONNX file stores them: one of `WEIGHTS`.
     Raises UsageError for another suffix, and UserError where it cannot be written, a package is
     missing, and as `restore` does.
     """
     path = files.resolve(out, "--out")
     if path.suffix not in FORMATS:
         raise UsageError(f"--out={out}, expected a name that ends in {', '.join(FORMATS)}.")
+    if weights != "float32" and path.suffix != ".onnx":
+        raise UsageError(f"--weights={weights} is for ONNX, expected --out to end in .onnx.")
     if not path.parent.is_dir():
         raise UserError(f"Cannot write {path}: there is no folder {path.parent}.")
     trained = restore(workdir, step=step, ema=ema)
-    content = FORMATS[path.suffix](trained, metadata(trained, ema))
+    content = FORMATS[path.suffix](trained, metadata(trained, ema, weights))
     try:
         files.write(path, content)
     except OSError as error:
@@ -58,7 +64,7 @@ def run(
     return path
 
 
-def metadata(trained: Trained, ema: bool) -> dict[str, Any]:
+def metadata(trained: Trained, ema: bool = True, weights: str = "float32") -> dict[str, Any]:
     """What whoever runs the file needs to know."""
     return {
         "class_names": list(trained.dataset.class_names),
@@ -67,6 +73,7 @@ def metadata(trained: Trained, ema: bool) -> dict[str, Any]:
         "model": trained.config.model.name,
         "step": trained.step,
         "parameters": "ema" if ema else "raw",
+        "weights": weights,
         "versions": {"cifar_jax": __version__, "jax": jax.__version__},
     }
 
@@ -128,6 +135,8 @@ def to_onnx(
                 "pip install --no-deps -r requirements-onnx.txt."
             ) from error
         model = jax2onnx.to_onnx(function, list(arguments), model_name=facts["model"])
+    if facts["weights"] != "float32":
+        onnx_weights.store(model, facts["weights"])
     for name, value in facts.items():
         model.metadata_props.add(key=name, value=json.dumps(value))
     return model.SerializeToString()
