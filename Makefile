@@ -65,7 +65,7 @@ lock: .venv/dev.installed
 
 .venv/base.installed: pyproject.toml requirements.lock | .venv/bin/python
 	@echo "Installing cifar_jax and what it needs into .venv (about a minute)"
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable '.[report]'
 	@touch $@
 
 .venv/dev.installed: pyproject.toml requirements.lock requirements-onnx.txt | .venv/bin/python

@@ -3,7 +3,8 @@
     cifar-jax train --config=fast --workdir=DIR      # or python -m cifar_jax train …
     python main.py --config=configs/fast.py --workdir=DIR
 
-Beside the modes: `configs` lists the recipes; `prepare`, `look` (of cifar_jax.data) and `demo`.
+Beside the modes: `configs` lists the recipes; `prepare`, `look` (of cifar_jax.data) and `demo`;
+`completion` is for shells: source <(cifar-jax completion).
 """
 
 import ast
@@ -23,6 +24,7 @@ from cifar_jax import __version__, files
 from cifar_jax.devices import runtime
 from cifar_jax.errors import UsageError, exit_code, unknown
 
+WEIGHTS = ("float32", "float16", "int8")
 MODES = ("train", "eval", "train_and_eval", "predict", "export", "report")
 flags.DEFINE_enum("mode", "train", MODES, "What to do; predict: the pictures follow the flags.")
 flags.DEFINE_string("workdir", "runs/default", "Of the run; for a report, more may follow.")
@@ -37,7 +39,7 @@ flags.DEFINE_bool("json", False, "predict: print a JSON object for each picture.
 flags.DEFINE_bool("csv", False, "predict: print a CSV.")
 flags.DEFINE_string("show", "", "predict: a folder to draw in what the network saw, with heat map.")
 flags.DEFINE_string("out", "model.stablehlo", "export: the file; its suffix says the format.")
-flags.DEFINE_enum("weights", "float32", ("float32", "float16", "int8"), "export: as ONNX has them.")
+flags.DEFINE_enum("weights", "float32", WEIGHTS, "export: how an ONNX file stores them.")
 flags.DEFINE_bool("debug", False, "Show tracebacks, and what was set before JAX started.")
 flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes.")
 flags.DEFINE_integer("num_processes", -1, "How many there are; -1: as the cluster says.")
@@ -47,6 +49,8 @@ _PROGRAMS = {  # by the verb of `console`
     "look": "cifar_jax.data.look",
     "demo": "cifar_jax.demo.__main__",
 }
+_MODULE = sys.argv[0] if __name__ == "__main__" else __name__  # as absl names it
+_COMMANDS = (*MODES, "configs", "completion", *_PROGRAMS)
 FLAGS, CONFIG_HELP = flags.FLAGS, "  --config: A recipe; --config.a.b=c: a field."
 
 
@@ -94,8 +98,7 @@ def run(argv: list[str]) -> None:
 def main() -> int:
     asked = {arg.lstrip("-") for arg in sys.argv[1:] if arg.startswith("-")}
     if asked & {"help", "h", "helpfull", "helpshort"}:
-        module = sys.argv[0] if __name__ == "__main__" else __name__  # as absl names it
-        print(__doc__, FLAGS.module_help(module), CONFIG_HELP, sep="\n")
+        print(__doc__, FLAGS.module_help(_MODULE), CONFIG_HELP, sep="\n")
     elif "version" in asked:
         print(f"cifar_jax {__version__}")
     else:
@@ -110,23 +113,35 @@ def console() -> int:
     streams.protect()
     signals.listen()
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if verb == "configs":
-        print("\n".join(_recipes()))
+    if verb in ("configs", "completion"):
+        print(_completion() if verb == "completion" else "\n".join(_recipes()))
         return 0
     if verb in _PROGRAMS:
         signals.unwind()
         code = import_module(_PROGRAMS[verb]).main(sys.argv[2:])
     else:
-        known = (*MODES, "configs", *_PROGRAMS)
         if verb in MODES:
             sys.argv[1] = f"--mode={verb}"
         elif not verb.startswith("-"):
-            print(unknown("command", verb, known), file=sys.stderr)
+            print(unknown("command", verb, _COMMANDS), file=sys.stderr)
             return 2
         code = main()
     if code:
         signals.leave(code)  # threads of XLA and Orbax may be at work, or wait for what never comes
     return 0
+
+
+def _completion() -> str:
+    from cifar_jax import completion
+    from cifar_jax import config as config_lib
+
+    ours = [flag for flag in FLAGS.flags_by_module_dict()[_MODULE] if flag.name != "mode"]
+    values = {flag.name: getattr(flag.parser, "enum_values", ()) for flag in ours}
+    choices = {name: few for name, few in values.items() if few}
+    choices["config"] = [path.stem for path in sorted(files.RECIPES.glob("*.py"))]
+    fields = config_lib.flat(config_lib.recipe("default"))
+    names = [flag.name if flag.boolean else f"{flag.name}=" for flag in ours]
+    return completion.script(_COMMANDS, [*names, "config="], fields, choices)
 
 
 def _recipes() -> list[str]:

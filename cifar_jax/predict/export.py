@@ -26,7 +26,7 @@ from cifar_jax.predict import onnx_weights
 from cifar_jax.predict.predictor import Trained, restore
 
 PLATFORMS = "cpu", "cuda", "tpu"
-WEIGHTS = "float32", "float16", "int8"
+WEIGHTS = "float32", "float16", "int8"  # of ONNX
 PROGRAM, METADATA = "program", "metadata.json"  # members of a .stablehlo, which is a ZIP archive
 
 
