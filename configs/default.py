@@ -2,8 +2,8 @@
 
     python main.py --config=configs/default.py --workdir=runs/tutorial
 
-100,000 steps, about 86% precision @ 1 by the tutorial's own account; README.md has what was
-measured here. Other recipes start from this one and change a few lines. Any field can be set
+100,000 steps, about 86% precision @ 1 by the tutorial's own account; docs/results.md has what
+was measured here. Other recipes start from this one and change a few lines. Any field can be set
 from the command line as `--config.optim.learning_rate=0.05`.
 """
 

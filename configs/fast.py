@@ -3,8 +3,8 @@
     python main.py --mode=train_and_eval --config=configs/fast.py --workdir=runs/fast
     python main.py --mode=train_and_eval --config=configs/fast.py:5 --workdir=runs/fast5
 
-The number is that of epochs, 20 where there is none; schedule and crops follow it. README.md has
-the precision reached.
+The number is that of epochs, 20 where there is none; schedule and crops follow it.
+docs/results.md has the precision reached.
 """
 
 import ml_collections

@@ -107,7 +107,7 @@ display(Image.fromarray(heat_map.draw(seen, heat, predictor.classify(path)[:3]))
 # ## Where to go next
 #
 # - Your own pictures, a folder for each class: `config.data.name = "folder"`, `config.data.dir = …`; the
-#   README has the layouts.
+#   layouts stand in `docs/your_data.md`.
 # - The real CIFAR-10: `recipe("default")`, which is the tutorial's, or `recipe("fast")`.
 # - A page about the run with all its curves: `python main.py --mode=report --workdir=…`.
 # - The network in one file for a server, a phone or a browser: `docs/export.md`.

@@ -116,5 +116,5 @@ path = export.run(workdir, folder / "mine.stablehlo", step="best")
 #
 # - Before you train: `python -m cifar_jax.data.look DIR` writes a page with counts, sizes, examples and
 #   test pictures that are training pictures, too.
-# - Few pictures? Start from a network that has seen many: `config.init_from`, in the README.
+# - Few pictures? Start from a network that has seen many: `config.init_from`, in `docs/your_data.md`.
 # - Classes of very different sizes: `config.data.balance = True`.

@@ -43,8 +43,7 @@ def load(config: ConfigDict) -> Dataset:
     source, folder = sources.find(config), sources.data_dir(config)
     if not source.holds(folder):  # others would download it into the user's folder
         raise UserError(
-            f"{folder} is not laid out as '{config.name}'. The README's section 'Your data' shows "
-            "the layouts."
+            f"{folder} is not laid out as '{config.name}'. docs/your_data.md shows the layouts."
         )
     if isinstance(source, PictureSource):
         return _of_pictures(config, source)
@@ -134,7 +133,7 @@ def _recognised(folder: Path) -> str:
     if not found:
         raise UserError(
             f"{folder} holds no dataset, expected folders of pictures, train.csv, train.npz or "
-            "CIFAR-10's or CIFAR-100's folder. The README's section 'Your data' shows the layouts."
+            "CIFAR-10's or CIFAR-100's folder. docs/your_data.md shows the layouts."
         )
     return found[0]
 

@@ -114,8 +114,8 @@ def check_names(what: str, names: Sequence[str]) -> None:
     if len(names) < 2:
         found = f"only the class {names[0]}" if names else "no class"
         raise UserError(
-            f"{what} has {found} with training pictures, expected two or more. The README's "
-            "section 'Your data' shows the layout."
+            f"{what} has {found} with training pictures, expected two or more. "
+            "docs/your_data.md shows the layouts."
         )
     seen: dict[str, str] = {}
     for name in names:

@@ -137,10 +137,10 @@ def kept(cache):
     return sorted(int(path.name, 16) for path in cache.iterdir() if len(path.name) == 64)
 
 
-def test_the_limits_are_those_of_the_readme():
+def test_the_limits_are_those_of_the_documentation():
     assert (picture_cache.MAX_ENTRIES, picture_cache.MAX_BYTES) == (20, 10 * 2**30)
     assert "the 20 datasets and sizes used last are kept, up to 10 GiB in all" in " ".join(
-        (ROOT / "README.md").read_text().split()
+        (ROOT / "docs" / "your_data.md").read_text().split()
     )
 
 
