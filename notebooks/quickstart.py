@@ -21,7 +21,7 @@ import subprocess
 import sys
 
 if not importlib.util.find_spec("cifar_jax"):
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "cifar-jax"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "cifar-jax[report]"], check=True)
 
 # %% [markdown]
 # `runtime.start()` keeps compiled steps between starts, and comes before JAX. A recipe is a config:
@@ -67,19 +67,19 @@ evaluate(config, workdir, once=True)
 
 # %%
 import numpy as np
-from IPython.display import display
 from PIL import Image
 
 import cifar_jax
 from cifar_jax.data import splits
 from cifar_jax.telemetry import pictures
+from cifar_jax.telemetry.pictures import Shown
 
 predictor = cifar_jax.load(workdir)
 test = splits.load(config.data, "test", config.seed)
 predicted = predictor(test.images).argmax(-1)
 matrix = np.zeros((10, 10), int)
 np.add.at(matrix, (test.labels, predicted), 1)
-display(Image.fromarray(pictures.confusion(matrix, test.class_names)))
+Shown(pictures.confusion(matrix, test.class_names), "Counts of labels against predictions")
 
 # %% [markdown]
 # ## Classify a picture
@@ -101,7 +101,8 @@ predictor.classify(path)[:3]
 from cifar_jax.predict import heat_map
 
 seen, heat = predictor.look(test.images[7])
-display(Image.fromarray(heat_map.draw(seen, heat, predictor.classify(path)[:3])))
+drawn = heat_map.draw(seen, heat, predictor.classify(path)[:3])
+Shown(drawn, "What the network saw, and the same in grey with red and blue where it looked")
 
 # %% [markdown]
 # ## Where to go next
@@ -111,3 +112,5 @@ display(Image.fromarray(heat_map.draw(seen, heat, predictor.classify(path)[:3]))
 # - The real CIFAR-10: `recipe("default")`, which is the tutorial's, or `recipe("fast")`.
 # - A page about the run with all its curves: `python main.py --mode=report --workdir=…`.
 # - The network in one file for a server, a phone or a browser: `docs/export.md`.
+# - Notebooks: [inside the network](inside.ipynb), [your own pictures](your_data.ipynb),
+#   [many devices](many.ipynb).

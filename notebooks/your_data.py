@@ -21,7 +21,7 @@ import subprocess
 import sys
 
 if not importlib.util.find_spec("cifar_jax"):
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "cifar-jax"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "cifar-jax[report]"], check=True)
 
 # %%
 import os
@@ -33,7 +33,6 @@ from cifar_jax.devices import runtime
 runtime.start()
 
 import numpy as np
-from IPython.display import display
 from PIL import Image
 
 folder = Path(tempfile.mkdtemp())
@@ -85,6 +84,7 @@ with Evaluator(config, workdir, split="validation") as evaluator:
 # %%
 import cifar_jax
 from cifar_jax.telemetry import pictures
+from cifar_jax.telemetry.pictures import Shown
 
 predictor = cifar_jax.load(workdir, step="best")
 test = splits.load(config.data, "test", config.seed)
@@ -98,7 +98,7 @@ captions = [
     f"{test.class_names[test.labels[i]]}, taken for\n{test.class_names[predicted[i]]}"
     for i in shown
 ]
-display(Image.fromarray(pictures.grid(test.images[shown], captions)))
+Shown(pictures.grid(test.images[shown], captions), "Pictures with their label and prediction")
 
 # %% [markdown]
 # ## Take it elsewhere
@@ -118,3 +118,4 @@ path = export.run(workdir, folder / "mine.stablehlo", step="best")
 #   test pictures that are training pictures, too.
 # - Few pictures? Start from a network that has seen many: `config.init_from`, in `docs/your_data.md`.
 # - Classes of very different sizes: `config.data.balance = True`.
+# - Notebooks: [inside the network](inside.ipynb), [many devices](many.ipynb).

@@ -29,7 +29,7 @@ ROOMS |= {
     "train": ALL,
     "evaluate": ALL - {"loop"},
     "predict": ALL - {"loop"},
-    "demo": {"predict", "data"},
+    "demo": {"predict", "telemetry", "data"},
     "report": ALL - {"loop"} | {"evaluate"},
 }
 PROGRAMS = {

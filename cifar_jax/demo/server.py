@@ -1,8 +1,6 @@
 """The page's server, for this machine alone. It answers with what the network made of a picture."""
 
-import base64
 import http.server
-import io
 import json
 import time
 from collections.abc import Callable
@@ -10,7 +8,6 @@ from http import HTTPStatus
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cifar_jax.data.decode import Unreadable, decode
 from cifar_jax.demo import page
@@ -18,6 +15,7 @@ from cifar_jax.demo.page import MAX_BYTES, SHOWN
 from cifar_jax.errors import UserError, reason
 from cifar_jax.predict import heat_map
 from cifar_jax.predict.predictor import Predictor
+from cifar_jax.telemetry.pictures import data_url
 
 _HOST = "127.0.0.1"
 _POLICY = (  # the page has all within it, and asks this server alone
@@ -68,8 +66,8 @@ def answer(predictor: Predictor, content: bytes) -> dict[str, Any]:
     classes = predictor.ranked(probabilities)[:SHOWN]
     return {
         "classes": [{"name": name, "probability": p} for name, p in classes],
-        "seen": _data_url(seen),
-        "heat": _data_url(overlay),
+        "seen": data_url(seen),
+        "heat": data_url(overlay),
         "milliseconds": round(milliseconds, 1),
     }
 
@@ -134,9 +132,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Nothing: the page says what happened."""
-
-
-def _data_url(image: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -3,7 +3,6 @@
 What a page has to leave out it names: a run may be young, and its data or checkpoints elsewhere.
 """
 
-import base64
 import errno
 import os
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from cifar_jax.report.charts import of_runs
 from cifar_jax.report.history import History
 from cifar_jax.report.runs import Evaluation, Run, load, with_unique_names
 from cifar_jax.report.sections import section
+from cifar_jax.telemetry import pictures
 from cifar_jax.workdir import checkpoint, description
 
 
@@ -101,9 +101,5 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data"] = _data_uri
+    environment.filters["data"] = pictures.data_url
     return environment.get_template("page.html.j2")
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

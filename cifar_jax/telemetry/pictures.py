@@ -1,5 +1,8 @@
-"""Pictures for TensorBoard and the report, drawn by Pillow: uint8 arrays [H, W, 3]."""
+"""Pictures for TensorBoard, the report and notebooks, drawn by Pillow: uint8 arrays [H, W, 3]."""
 
+import base64
+import html
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +40,27 @@ def grid(
                 line = line[:-2] + "…"
             draw.text((left, top + height + number * _LINE), line, (0, 0, 0), font)
     return np.asarray(canvas)
+
+
+class Shown:
+    """A picture that a notebook shows, with `alt` for who cannot see it: a uint8 array [H, W, 3] or
+    the bytes of a PNG, `width` screen pixels wide."""
+
+    def __init__(self, picture: np.ndarray | bytes, alt: str, width: int | None = None):
+        self.picture, self.alt, self.width = picture, alt, width
+
+    def _repr_html_(self) -> str:
+        width = f' width="{self.width}"' if self.width else ""
+        return f'<img src="{data_url(self.picture)}" alt="{html.escape(self.alt)}"{width}>'
+
+
+def data_url(picture: np.ndarray | bytes) -> str:
+    """Of a uint8 array [H, W, 3] or [H, W], or the bytes of a PNG."""
+    if isinstance(picture, np.ndarray):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        picture = file.getvalue()
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
 
 
 def rgb(images: np.ndarray) -> np.ndarray:
