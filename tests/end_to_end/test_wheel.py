@@ -7,6 +7,7 @@ import sys
 import zipfile
 
 import pytest
+from PIL import Image
 
 from tests.conftest import ROOT
 
@@ -64,14 +65,21 @@ def test_its_command_runs_from_any_folder(wheel, tmp_path):
         "Unknown command 'evaluate'. Did you mean 'eval'? Choices: train, eval, train_and_eval, "
         "predict, export, report, configs, completion, prepare, look, demo.",
     )
+    Image.new("RGB", (40, 30)).save(away / "one.png")
     small = ("--config.num_steps=2", "--config.batch_size=16", "--workdir=w")
     small += ("--config.data.synthetic.train=60", "--config.data.synthetic.test=20")
     code, out, error = run("train", "--config=quickstart", *small)
     assert code == 0, error
     assert "step 0, loss = " in out
+    for name in ("pictures/a", "pictures/b"):
+        (away / name).mkdir(parents=True)
+        (away / name / "one.png").write_bytes((away / "one.png").read_bytes())
     for arguments in (
         ("eval", "--once", "--workdir=w"),
         ("export", "--workdir=w", "--out=w.stablehlo"),
+        ("report", "--workdir=w"),
+        ("predict", "--workdir=w", "one.png"),
+        ("look", "pictures"),
         ("prepare", "--source=synthetic", "--synthetic-train=20", "--synthetic-test=10", "--out=s"),
     ):
         code, out, error = run(*arguments)
