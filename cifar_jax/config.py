@@ -148,6 +148,7 @@ def validate(config: ConfigDict) -> None:
 def _validate_numbers(config: ConfigDict) -> None:
     positive = (
         "batch_size",
+        "num_seeds",
         "accumulate",
         "join_seconds",
         "heartbeat_seconds",
@@ -191,8 +192,8 @@ def _validate_numbers(config: ConfigDict) -> None:
     for path in ("optim.momentum", "optim.label_smoothing", "optim.ema_decay"):
         if (value := _get(config, path)) >= 1:
             raise UsageError(f"config.{path} = {value}, expected less than 1.")
-    if config.seed >= 2**32:
-        raise UsageError(f"config.seed = {config.seed}, expected less than 2**32.")
+    if (last := config.seed + config.num_seeds - 1) >= 2**32:
+        raise UsageError(f"config.seed = {last}, expected less than 2**32.")
 
 
 def _validate_combinations(config: ConfigDict) -> None:
@@ -241,6 +242,29 @@ def _validate_combinations(config: ConfigDict) -> None:
     if len(profile) != 2 or not all(isinstance(n, int) for n in profile) or profile[0] > profile[1]:
         raise UsageError(f"config.profile.steps = {profile}, expected two steps as in (100, 110).")
     optim.groups(config.optim)
+    if config.num_seeds > 1:
+        _validate_for_several(config)
+
+
+def _validate_for_several(config: ConfigDict) -> None:
+    """Networks that train together share images on the device; each has its own order of them."""
+    for path, alone, why in (
+        ("data.validation", 0, "the seed draws that split, so each network has other images"),
+        ("checkpoint.keep_best", "", "it is for one network"),
+        ("cluster", "", "it is for one process"),
+        ("shard_optimizer", False, "it is for one network"),
+        ("init_from", "", "it is for one network"),
+    ):
+        if (value := _get(config, path)) != alone:
+            raise UsageError(
+                f"config.{path} = {value!r} does not go with config.num_seeds = "
+                f"{config.num_seeds}: {why}. Set one of them to {alone!r} or 1."
+            )
+    if config.data.placement not in ("auto", "device"):
+        raise UsageError(
+            f"config.data.placement = {config.data.placement!r} does not go with config.num_seeds "
+            f"= {config.num_seeds}, which needs the images on the device. Set it to 'device'."
+        )
 
 
 def chooses_images(path: str) -> bool:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import files, models, optim, steps
+from cifar_jax import files, members, models, optim, steps
 from cifar_jax import inputs as inputs_lib
 from cifar_jax.data import batches, feeds, splits
 from cifar_jax.data.dataset import Description, Images, Split
@@ -26,6 +26,9 @@ from cifar_jax.loop.calls import Calls, NotCompiled
 from cifar_jax.loop.saver import SAVE, AfterCheckpoint, Saver
 from cifar_jax.loop.signals import Stop
 from cifar_jax.loop.trace import Trace
+from cifar_jax.members.log import Logs
+from cifar_jax.members.saver import Savers
+from cifar_jax.members.step import train_step as step_of_members
 from cifar_jax.models import overview
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry.log import Log
@@ -94,6 +97,8 @@ def train(
             "Start that, or leave it out."
         )
     changes = description.check_same_run(config, workdir)
+    if config.num_seeds > 1:
+        return _train_members(config, workdir, changes, after_checkpoint, from_step, restart)
     run = prepare(config, description.load_dataset(workdir))
     initial = run.state
     if config.init_from:
@@ -134,6 +139,98 @@ def train(
         return Result(state, saver.folder / str(int(state.step)))
 
 
+def _train_members(
+    config: ConfigDict,
+    workdir: Path,
+    changes: list[str],
+    after_checkpoint: AfterCheckpoint | None,
+    from_step: int | None,
+    restart: bool,
+) -> Result:
+    """`train` for config.num_seeds networks: the state is stacked, and the checkpoint's path that
+    of the first one's."""
+    configs = members.configs(config)
+    folders = [members.folder(workdir, number) for number in range(len(configs))]
+    run = prepare(configs[0], description.load_dataset(workdir))
+    _check_room(run, len(configs))
+    runs = [
+        run._replace(config=own, state=_first_state(run.step, run.data, own.seed))
+        for own in configs
+    ]
+    step = partial(
+        step_of_members,
+        single=run.step,
+        seeds=tuple(own.seed for own in configs),
+        mesh=run.mesh,
+    )
+
+    def begin() -> None:
+        for each, folder in zip(runs, folders, strict=True):
+            description.store(each.config, folder, first, run.device, run.dataset)
+
+    with contextlib.ExitStack() as stack:
+        each_saver = [
+            Saver(own, path / "checkpoints", None)
+            for own, path in zip(configs, folders, strict=True)
+        ]
+        saver = stack.enter_context(
+            contextlib.closing(
+                Savers(each_saver, workdir / members.FOLDER, after_checkpoint, begin)
+            )
+        )
+        state = saver.restore([each.state for each in runs], from_step, restart)
+        first = int(state.step)
+        for change in changes:
+            print(f"With another config: {change}")
+        checkpoint = folders[0] / "checkpoints" / str(max(first, run.num_steps))
+        if first >= run.num_steps:
+            print(f"Training has already ended at step {first}.")
+            saver.finish(first)
+            saver.tell()
+            return Result(jax.tree.map(jnp.asarray, state), checkpoint)
+        if from_step is not None or restart:
+            for folder in folders:
+                _forget_evaluations(folder, first)
+        progress = display.Display(run.num_steps, first, len(run.data) / config.batch_size)
+        logs = [
+            Log(own.config, folder, one.diverged, display.Silent(), first, own.loss_bound())
+            for own, folder, one in zip(runs, folders, each_saver, strict=True)
+        ]
+        log = stack.enter_context(
+            contextlib.closing(
+                Logs(
+                    logs,
+                    workdir,
+                    lambda: saver.living,
+                    saver.lose,
+                    progress,
+                    config.batch_size * len(configs),
+                    config.log_every_steps,
+                )
+            )
+        )
+        rows = overview.layers(run.step.keywords["model"], run.step.keywords["inputs"].image_shape)
+        for own, one in zip(runs, logs, strict=True):
+            one.describe(own.state.params, rows, run.data.class_names)
+        log.line(f"Training {len(configs)} networks on {run.device}.")
+        together = run._replace(config=config, step=step)
+        state = _loop(together, replicas.replicate(state, run.mesh), log, saver)
+        saver.finish(int(state.step))
+    return Result(state, checkpoint)
+
+
+def _check_room(run: Training, count: int) -> None:
+    """Raises UserError where so many states, and the gradients of them all, have no room."""
+    own = sum(leaf.nbytes for leaf in jax.tree.leaves(run.state))
+    needed = 2 * own / 2**20  # MiB of each
+    free = feeds.free_mib(run.mesh.local_devices)
+    if count * needed > free:
+        raise UserError(
+            f"config.num_seeds = {count} needs {count * needed:,.0f} MiB for states and gradients, "
+            f"and {free:,} MiB are free. Set at most {int(free // needed)}."
+        )
+
+
 def prepare(config: ConfigDict, known: Description | None = None) -> Training:
     """Opens the data, and binds and initialises what trains on it. `known` is what the run knows of
     its dataset since its first start. Raises UserError."""
@@ -155,15 +252,21 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
         mesh=replicas.make_mesh(config.num_devices),
         class_weights=dataset.class_weights() if config.data.balance else None,
     )
-    variables = models.init(model, jax.random.key(config.seed), inputs.image_shape)
+    state = _first_state(step, data, config.seed)
+    return Training(config, data, dataset, num_steps, step, state)
+
+
+def _first_state(step: partial, data: Images, seed: int) -> steps.TrainState:
+    """The state before the first step, whose parameters the seed draws."""
+    model, inputs = step.keywords["model"], step.keywords["inputs"]
+    variables = models.init(model, jax.random.key(seed), inputs.image_shape)
     if count := models.images_to_fit(model):
         # Drawn, as a dataset may be sorted by class; and of one process, to the last bit.
         drawn = np.arange(min(count, len(data)))
-        images, _ = data.read(np.sort(batches.permute(drawn, len(data), config.seed, _FIT_DRAW)))
+        images, _ = data.read(np.sort(batches.permute(drawn, len(data), seed, _FIT_DRAW)))
         seen = inputs.evaluate(jnp.asarray(images))[0]
         variables = replicas.broadcast(models.init_from_data(model, variables, seen))
-    state = steps.init_state(variables, optimizer)
-    return Training(config, data, dataset, num_steps, step, state)
+    return steps.init_state(variables, step.keywords["optimizer"])
 
 
 def _transferred(
@@ -227,7 +330,16 @@ def make_feed(
     if place == "device":
         images, labels, _ = data.load()
         dataset = replicas.replicate({"image": images, "label": labels}, mesh)
+        if config.num_seeds > 1:
+            seeds = range(config.seed, config.seed + config.num_seeds)
+            sharding = NamedSharding(mesh, P(None, None, replicas.AXIS))
+            return feeds.MembersFeed(len(data), config.batch_size, seeds, sharding), dataset
         return feeds.DeviceFeed(*options, sharding), dataset
+    if config.num_seeds > 1:
+        raise UserError(
+            f"The images need {needed:,} MiB on the device, where {free:,} MiB are free, and "
+            f"config.num_seeds = {config.num_seeds} needs them there. Set it to 1."
+        )
     if place == "host" and config.data.shards:
         data = Split(*data.load())
     depth, threads = config.data.prefetch, config.data.num_threads

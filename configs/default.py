@@ -13,6 +13,9 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
+    # So many networks in one program, with the seeds from `seed` on. Each is the run that it would
+    # be alone, in members/<number> of the workdir.
+    config.num_seeds = 1
     config.batch_size = 128  # global: split evenly over the devices
     config.per_device_batch_size = 0  # where set, batch_size is this times the devices
     # Microbatches of a step, one after the other, where memory is short. Batch normalisation takes

@@ -105,6 +105,36 @@ class DeviceFeed:
         pass
 
 
+class MembersFeed:
+    """A `DeviceFeed` for several networks that train together, each with the order of its seed:
+    int32 [count, networks, global batch]."""
+
+    occupancy = 1.0
+
+    def __init__(
+        self, num_images: int, batch_size: int, seeds: Sequence[int], sharding: NamedSharding
+    ):
+        self._num_images, self._batch_size, self._seeds = num_images, batch_size, seeds
+        self._sharding, self._waited = sharding, 0.0
+
+    def get(self, step: int, count: int) -> dict[str, jax.Array]:
+        start = time.monotonic()
+        drawn = [
+            batches.train_indices(seed, step, count, self._batch_size, self._num_images)
+            for seed in self._seeds
+        ]
+        index, epoch = (np.stack(each, 1) for each in zip(*drawn, strict=True))
+        self._waited += time.monotonic() - start
+        return replicas.put({"index": index, "epoch": epoch}, self._sharding)
+
+    def take_wait(self) -> float:
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def close(self) -> None:
+        pass
+
+
 class _Call(NamedTuple):
     """The inputs of one `get`, which a pool is about to read."""
 

@@ -190,6 +190,16 @@ class Display:
             self.note(epoch=f"{step / self._steps_per_epoch:.1f}", **notes)
 
 
+class Silent(Display):
+    """Shows nothing: for one of several networks that train together."""
+
+    def __init__(self) -> None:
+        self._bar = None
+
+    def line(self, text: str) -> None:
+        pass
+
+
 def track(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """The items, with a bar that is gone when they are; on a terminal and in a notebook alone."""
     console = Console()

@@ -26,6 +26,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # change when a run is resumed: its length, the rate, the batch size, how often it is saved.
 _IDENTITY = (
     "seed",
+    "num_seeds",
     "model",
     "data",
     "inputs.size",
