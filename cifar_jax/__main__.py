@@ -10,6 +10,7 @@ Beside the modes: `configs` lists the recipes; `prepare`, `look` (of cifar_jax.d
 import ast
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from cifar_jax.loop import signals
 from cifar_jax.telemetry import streams
@@ -32,6 +33,7 @@ flags.DEFINE_integer("from_step", None, "train: go on from this checkpoint; rena
 flags.DEFINE_bool("restart", False, "train: begin at step 0; rename all checkpoints.")
 flags.DEFINE_bool("once", False, "eval: the newest checkpoint only.")
 flags.DEFINE_string("step", "", "Not training: a step or 'best'; '': the newest.")
+flags.DEFINE_integer("member", None, "Not training: one of num_seeds networks, from 0 on.")
 flags.DEFINE_bool("ema", True, "Not training: the EMA of the parameters; --noema for the raw ones.")
 flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "eval: which images.")
 flags.DEFINE_integer("num_examples", 0, "eval: how many images; 0 for all.", lower_bound=0)
@@ -58,7 +60,7 @@ def run(argv: list[str]) -> None:
     """Parses the flags, reads the config, and dispatches by --mode."""
     from cifar_jax import config as config_lib
     from cifar_jax.devices import cluster
-    from cifar_jax.evaluate import Evaluator, evaluate
+    from cifar_jax.evaluate import Evaluator, Evaluators, evaluate
     from cifar_jax.predict import command as predict
     from cifar_jax.predict import export
     from cifar_jax.train import train
@@ -72,18 +74,19 @@ def run(argv: list[str]) -> None:
     step = int(FLAGS.step) if FLAGS.step.isdecimal() else FLAGS.step or None
     if step not in (None, "best") and not isinstance(step, int):
         raise UsageError(f"--step={step}, expected the step of a checkpoint, or 'best'.")
+    workdir = FLAGS.workdir if FLAGS.member is None else _member(FLAGS.workdir, FLAGS.member)
     options = {"ema": FLAGS.ema, "split": FLAGS.split, "num_examples": FLAGS.num_examples}
     if FLAGS.mode == "report":
         from cifar_jax.report import page
 
-        print(f"The report is {page.make([FLAGS.workdir, *others], overrides)}")
+        print(f"The report is {page.make([workdir, *others], overrides)}")
     elif FLAGS.mode == "predict":
         form = "json" if FLAGS.json else "csv" if FLAGS.csv else "table"
-        predict.run(FLAGS.workdir, others, form, step=step, ema=FLAGS.ema, show=FLAGS.show)
+        predict.run(workdir, others, form, step=step, ema=FLAGS.ema, show=FLAGS.show)
     elif FLAGS.mode == "export":
-        export.run(FLAGS.workdir, FLAGS.out, step=step, ema=FLAGS.ema, weights=FLAGS.weights)
+        export.run(workdir, FLAGS.out, step=step, ema=FLAGS.ema, weights=FLAGS.weights)
     elif FLAGS.mode == "eval":
-        evaluate(None, FLAGS.workdir, once=FLAGS.once, step=step, overrides=overrides, **options)
+        evaluate(None, workdir, once=FLAGS.once, step=step, overrides=overrides, **options)
     else:
         start = {"from_step": FLAGS.from_step, "restart": FLAGS.restart}
         with cluster.joined(config, FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id):
@@ -91,8 +94,21 @@ def run(argv: list[str]) -> None:
                 train(config, FLAGS.workdir, **start)
             else:
                 options["split"] = config.checkpoint.keep_best or FLAGS.split
-                with Evaluator(config, FLAGS.workdir, **options) as evaluator:
+                kind = Evaluators if config.num_seeds > 1 else Evaluator
+                with kind(config, FLAGS.workdir, **options) as evaluator:
                     train(config, FLAGS.workdir, evaluator.evaluate, **start)
+
+
+def _member(workdir: str, number: int) -> Path:
+    """The workdir of one of several networks that train together."""
+    from cifar_jax.workdir import description
+
+    folder = files.resolve(workdir, "--workdir")
+    path = description.member(folder, number)
+    if not path.is_dir():
+        count = len(description.members(folder))
+        raise UsageError(f"--member={number}, but {folder} holds {count} networks, from 0 on.")
+    return path
 
 
 def main() -> int:

@@ -123,6 +123,16 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def members(config: ConfigDict) -> list[ConfigDict]:
+    """For each of config.num_seeds networks, the config of the single run that it is."""
+    found = []
+    for number in range(config.num_seeds):
+        own = ConfigDict(config.to_dict())
+        own.num_seeds, own.seed = 1, config.seed + number
+        found.append(own)
+    return found
+
+
 def validate(config: ConfigDict) -> None:
     """Raises UsageError for a value, name or combination that cannot work."""
     for path, choices in (

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,14 +46,22 @@ class Evaluator:
         num_examples: int = 0,
         progress: bool = False,
         own_data: bool = True,
+        like: "Evaluator | None" = None,
+        title: str = "",
     ):
         """With `progress`, a bar while it evaluates, where there is a terminal to itself. Without
-        `own_data`, the images are others than those that the run names."""
+        `own_data`, the images are others than those that the run names. `like` has the images and
+        the compiled programs already; the `title` of what is evaluated ends each printed line.
+
+        Of several networks that train together, it is their ensemble that is evaluated: the mean of
+        their probabilities.
+        """
         config, workdir = config_lib.resolve(config), files.resolve(workdir, "--workdir")
         self._config, self._ema, self._split, self._progress = config, ema, split, progress
-        self._folder = workdir / "checkpoints"
+        self._ensemble, self._printed = config.num_seeds > 1, f" ({title})" if title else ""
         opened = splits.open(config.data, split, config.seed)
-        self.data, self._title = Split(*opened.load()), splits.title(config.data, opened)
+        self.data: Split = like.data if like else Split(*opened.load())
+        self._title = splits.title(config.data, opened)
         self._num_examples = num_examples or len(self.data)
         if not 0 < self._num_examples <= len(self.data):
             raise UsageError(
@@ -60,7 +69,8 @@ class Evaluator:
             )
         self.model = steps.make_model(config, len(self.data.class_names))
         self._mesh = replicas.make_mesh(config.num_devices)
-        self._steps: dict[int, Callable] = {}  # by their number of views
+        # By their number of views, and whether of an ensemble.
+        self._steps: dict[tuple[int, bool], Callable] = like._steps if like else {}
         self._workdir, self._own_data = workdir, own_data
         self._facts: dict[str, str | int] = {}  # what is measured, known once there is a writer
         self._writer: summaries.Writer | None = None  # opened by the first evaluation
@@ -92,17 +102,32 @@ class Evaluator:
         return jax.eval_shape(lambda: models.init(self.model, jax.random.key(0), shape))
 
     def _step(self, views: int) -> Callable:
-        if views not in self._steps:
-            step = partial(steps.predict_step, model=self.model, inputs=self.inputs, views=views)
-            self._steps[views] = replicas.data_parallel(
+        key = views, self._ensemble
+        if key not in self._steps:
+            step = partial(
+                steps.predict_step,
+                model=self.model,
+                inputs=self.inputs,
+                views=views,
+                ensemble=self._ensemble,
+            )
+            self._steps[key] = replicas.data_parallel(
                 step, self._mesh, sharded={1: 0}, per_image=True
             )
-        return self._steps[views]
+        return self._steps[key]
 
     def restore(self, step: int) -> steps.Variables:
         """The EMA of the checkpoint `step`, or the raw parameters and model state where they were
         asked for. Raises FileNotFoundError where it has been deleted meanwhile."""
-        return pytrees.restore_variables(self._folder, step, self._like, ema=self._ema)
+        folders = description.members(self._workdir) if self._ensemble else [self._workdir]
+        found = [
+            pytrees.restore_variables(each / "checkpoints", step, self._like, ema=self._ema)
+            for each in folders
+            if not (self._ensemble and checkpoint.status(each / "checkpoints").diverged)
+        ]
+        return (
+            jax.tree.map(lambda *leaves: np.stack(leaves), *found) if self._ensemble else found[0]
+        )
 
     def predict(self, variables: steps.Variables, views: int = 1) -> Predictions:
         """Of the first `num_examples` images of the split, in its order."""
@@ -133,11 +158,11 @@ class Evaluator:
             f"accuracy{suffix}": found.accuracy,
             f"cross_entropy{suffix}": float(found.cross_entropy.mean()),
         }
-        print(display.precision_line(found.accuracy), flush=True)
+        print(display.precision_line(found.accuracy) + self._printed, flush=True)
         if (views := self._config.eval.views) > 1:
             accuracy = self.predict(variables, views).accuracy
             scalars[f"accuracy_of_{views}_views{suffix}"] = accuracy
-            print(display.precision_line(accuracy, views), flush=True)
+            print(display.precision_line(accuracy, views) + self._printed, flush=True)
         if self._num_examples == len(self.data):  # a part is not a point of the curve
             self._write(step, scalars, found)
         return found.accuracy
@@ -205,6 +230,45 @@ class Evaluator:
         self.close()
 
 
+class Evaluators:
+    """Does for several networks that train together what an `Evaluator` does for one: evaluates
+    each, into its own workdir, and their ensemble."""
+
+    def __init__(self, config: ConfigDict, workdir: str | os.PathLike[str], **options: Any):
+        """As `Evaluator`."""
+        self._config, self._options = config_lib.resolve(config), options
+        self._workdir = files.resolve(workdir, "--workdir")
+        title = f"ensemble of {config.num_seeds} networks"
+        self._ensemble = Evaluator(config, workdir, title=title, **options)
+        self._each: dict[int, Evaluator] = {}
+
+    def evaluate(self, step: int) -> float:
+        """The mean of their accuracies at `step`. Raises as `Evaluator.evaluate` does."""
+        found = []
+        for number, own in enumerate(config_lib.members(self._config)):
+            folder = description.member(self._workdir, number)
+            if checkpoint.status(folder / "checkpoints").diverged:
+                continue
+            if number not in self._each:  # not before: it is described once it has begun
+                shared: Any = {"like": self._each.get(0), "title": f"seed {own.seed}"}
+                self._each[number] = Evaluator(own, folder, **shared, **self._options)
+            found.append(self._each[number].evaluate(step))
+        self._ensemble.evaluate(step)
+        deviation = f" ± {np.std(found, ddof=1):.4f}" if len(found) > 1 else ""
+        print(f"{len(found)} networks: {np.mean(found):.4f}{deviation}", flush=True)
+        return float(np.mean(found))
+
+    def close(self) -> None:
+        for each in (self._ensemble, *self._each.values()):
+            each.close()
+
+    def __enter__(self) -> "Evaluators":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 def _digest(data: Split) -> str:
     """The first 12 hex digits of the SHA-256 over images and labels."""
     found = hashlib.sha256()
@@ -246,7 +310,7 @@ def evaluate(
     else:
         config = config_lib.resolve(config)
         description.check_same_run(config, workdir)
-    evaluator = Evaluator(
+    evaluator = (Evaluators if config.num_seeds > 1 else Evaluator)(
         config,
         workdir,
         ema=ema,
@@ -255,7 +319,7 @@ def evaluate(
         progress=True,
         own_data=own_data,
     )
-    folder, report = workdir / "checkpoints", partial(print, flush=True)
+    folder, report = _checkpoints(workdir, config.num_seeds), partial(print, flush=True)
     found: dict[int, float] = {}
     with evaluator:
         if not once and not checkpoint.steps(folder):
@@ -276,3 +340,12 @@ def evaluate(
                 found[number] = evaluator.evaluate(number)
                 done = number
     return found
+
+
+def _checkpoints(workdir: Path, count: int) -> Path:
+    """The folder in which new checkpoints appear: of `count` networks, that of the first which has
+    not diverged."""
+    if count == 1:
+        return workdir / "checkpoints"
+    each = [description.member(workdir, number) / "checkpoints" for number in range(count)]
+    return next((path for path in each if not checkpoint.status(path).diverged), each[0])

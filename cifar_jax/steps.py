@@ -316,18 +316,32 @@ def of_first_replica(tree: Any) -> Any:
 
 
 def predict_step(
-    variables: Variables, batch: Batch, *, model: nn.Module, inputs: Inputs, views: int = 1
+    variables: Variables,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    inputs: Inputs,
+    views: int = 1,
+    ensemble: bool = False,
 ) -> Metrics:
     """Predictions of each image: "classes" int32 and "probabilities" float32 [B, `TOP`], and
     "cross_entropy" float32 [B].
 
     The most probable class first; fewer than `TOP` where there are fewer classes. The probabilities
-    are the weighted mean of those of `views` (`Inputs.evaluate`).
+    are the weighted mean of those of `views` (`Inputs.evaluate`), and of an `ensemble`, whose
+    variables are stacked, the mean over its networks.
     """
     looks = inputs.evaluate(batch["image"], views)
-    logits = jnp.stack([predict(model, variables, images) for images in looks])
-    weights = jnp.array(view_weights(views))[:, None, None]
-    log_mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0, b=weights)
+
+    def log_probabilities_of(variables: Variables) -> jax.Array:
+        logits = jnp.stack([predict(model, variables, images) for images in looks])
+        weights = jnp.array(view_weights(views))[:, None, None]
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0, b=weights)
+
+    if ensemble:
+        log_mean = mean_of_logs(lax.map(log_probabilities_of, variables))
+    else:
+        log_mean = log_probabilities_of(variables)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(log_mean, batch["label"])
     log_probabilities, classes = lax.top_k(log_mean, min(TOP, log_mean.shape[-1]))
     return {
@@ -335,3 +349,8 @@ def predict_step(
         "probabilities": jnp.exp(log_probabilities),
         "cross_entropy": cross_entropy,
     }
+
+
+def mean_of_logs(log_probabilities: jax.Array) -> jax.Array:
+    """The logarithm of the mean over the first axis of what these are logarithms of."""
+    return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(log_probabilities))

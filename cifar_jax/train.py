@@ -6,7 +6,7 @@ import os
 import zlib
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import files, members, models, optim, steps
+from cifar_jax import files, models, optim, steps
 from cifar_jax import inputs as inputs_lib
 from cifar_jax.data import batches, feeds, splits
 from cifar_jax.data.dataset import Description, Images, Split
@@ -149,8 +149,8 @@ def _train_members(
 ) -> Result:
     """`train` for config.num_seeds networks: the state is stacked, and the checkpoint's path that
     of the first one's."""
-    configs = members.configs(config)
-    folders = [members.folder(workdir, number) for number in range(len(configs))]
+    configs = config_lib.members(config)
+    folders = [description.member(workdir, number) for number in range(len(configs))]
     run = prepare(configs[0], description.load_dataset(workdir))
     _check_room(run, len(configs))
     runs = [
@@ -175,7 +175,7 @@ def _train_members(
         ]
         saver = stack.enter_context(
             contextlib.closing(
-                Savers(each_saver, workdir / members.FOLDER, after_checkpoint, begin)
+                Savers(each_saver, workdir / description.MEMBERS, after_checkpoint, begin)
             )
         )
         state = saver.restore([each.state for each in runs], from_step, restart)
@@ -346,7 +346,7 @@ def make_feed(
     return feeds.HostFeed(data.read, *options, sharding, depth, threads), {}
 
 
-def _steps_per_call(config: ConfigDict, mesh: Mesh, on_device: bool, saver: Saver) -> int:
+def _steps_per_call(config: ConfigDict, mesh: Mesh, on_device: bool, saver: Any) -> int:
     """In one program, where nothing ends it earlier. Images and histograms are of its first step,
     nothing is saved within it, and scalars are of steps at equal distances from the first."""
     wanted = replicas.steps_per_call(mesh)
@@ -360,7 +360,9 @@ def _steps_per_call(config: ConfigDict, mesh: Mesh, on_device: bool, saver: Save
     return longest - longest % summaries.scalars
 
 
-def _loop(run: Training, state: steps.TrainState, log: Log, saver: Saver) -> steps.TrainState:
+def _loop(run: Training, state: steps.TrainState, log: Any, saver: Any) -> steps.TrainState:
+    """To the end of the run. `log` and `saver` are a Log and a Saver, or, where several networks
+    train together, Logs and Savers."""
     config, mesh = run.config, run.mesh
     feed, dataset = make_feed(config, run.data, mesh)
     full = _steps_per_call(config, mesh, bool(dataset), saver)

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from cifar_jax import steps
 from cifar_jax.errors import Diverged
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry.log import Log
@@ -70,7 +69,7 @@ class Logs:
         if self._unread is None:
             return
         (number, unread), self._unread = self._unread, None
-        metrics, aux, scalars = jax.device_get(unread)
+        metrics, aux, scalars = jax.tree.map(np.asarray, jax.device_get(unread))
         now = time.monotonic()
         seconds, self._time = now - self._time, now
         for k in list(self._living()):
@@ -82,7 +81,7 @@ class Logs:
                 self._lose(k, error)
         self._show(number, metrics, seconds)
 
-    def _show(self, number: int, metrics: steps.Metrics, seconds: float) -> None:
+    def _show(self, number: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
         losses = metrics["loss"][:, list(self._living())]
         rate = metrics["learning_rate"].flat[0]
         for i, of_step in enumerate(losses):

@@ -55,8 +55,8 @@ class Savers:
             found[k] = self._savers[k].restore(states[k], step, again)
         if not restart:
             self.newest = common
-        step = found[self.living[0]].step
-        return stack([state.replace(step=step) for state in found])
+        at = found[self.living[0]].step
+        return stack([state.replace(step=at) for state in found])
 
     def begin(self) -> None:
         self._begin()

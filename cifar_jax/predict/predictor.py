@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
+from jax import lax
 from ml_collections import ConfigDict
 
 from cifar_jax import files, models, steps
@@ -92,13 +93,31 @@ class Predictor:
 def load(
     workdir: str | os.PathLike[str], *, step: int | str | None = None, ema: bool = True
 ) -> Predictor:
-    """The network of a run, from its workdir alone, as `restore` finds it."""
-    found = restore(workdir, step=step, ema=ema)
-    variables = jax.device_put(found.variables)
+    """The network of a run, from its workdir alone, as `restore` finds it; of several that train
+    together their ensemble, whose probabilities are the means of theirs."""
+    path = files.resolve(workdir, "--workdir")
+    folders = description.members(path)
+    living = [each for each in folders if not checkpoint.status(each / "checkpoints").diverged]
+    every = [restore(each, step=step, ema=ema) for each in living or [path]]
+    found, several = every[0], len(every) > 1
+    if len({each.step for each in every}) > 1:
+        at = ", ".join(str(each.step) for each in every)
+        raise UserError(f"The networks of {path} are at the steps {at}. Name one with --step.")
+    variables = found.variables
+    if several:
+        variables = jax.tree.map(lambda *all: np.stack(all), *[each.variables for each in every])
+    variables = jax.device_put(variables)
+
+    def predict(seen: jax.Array) -> jax.Array:
+        if not several:
+            return steps.predict(found.model, variables, seen)
+        logits = lax.map(lambda own: steps.predict(found.model, own, seen), variables)
+        return steps.mean_of_logs(jax.nn.log_softmax(logits))
+
     return Predictor(
         found.dataset,
         look=lambda images: found.inputs.evaluate(images)[0],
-        predict=lambda seen: steps.predict(found.model, variables, seen),
+        predict=predict,
         step=found.step,
     )
 
@@ -124,6 +143,11 @@ def restore(
     """
     workdir = files.resolve(workdir, "--workdir")
     config = description.load_for_eval(workdir, {}, wait=False)
+    if config.num_seeds > 1:
+        raise UserError(
+            f"{workdir} holds {config.num_seeds} networks. Name one with --member, from 0 to "
+            f"{config.num_seeds - 1}."
+        )
     dataset, folder = description.load_dataset(workdir), workdir / "checkpoints"
     chosen = checkpoint.choose(folder, step, lambda line: print(line, file=sys.stderr))
     if chosen is None or dataset is None:

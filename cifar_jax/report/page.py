@@ -30,13 +30,15 @@ from cifar_jax.workdir import checkpoint, description
 def make(
     workdirs: Sequence[str | os.PathLike[str]], overrides: Mapping[str, Any] | None = None
 ) -> Path:
-    """Writes the page about `workdirs` into the first one's report/, and returns its path.
+    """Writes the page about `workdirs` into the first one's report/, and returns its path. Networks
+    that trained together are as many runs.
 
     Each newest checkpoint is evaluated for it, with `overrides` of its config by path. Raises
     UserError where nothing was trained, or nothing can be written.
     """
     folders = [files.resolve(workdir, "--workdir") for workdir in workdirs]
-    runs = [load(folder, partial(_evaluate, overrides=overrides or {})) for folder in folders]
+    each = [member for folder in folders for member in description.members(folder) or [folder]]
+    runs = [load(folder, partial(_evaluate, overrides=overrides or {})) for folder in each]
     default = config_lib.recipe("default")
     default.data.dir = str(sources.data_dir(default.data))  # as config.json has it
     return write(runs, folders[0] / "report", default.to_dict())

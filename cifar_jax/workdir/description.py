@@ -20,6 +20,7 @@ from cifar_jax.data.dataset import Description
 from cifar_jax.errors import UsageError, UserError, reason, unknown
 
 FILE = "config.json"
+MEMBERS = "members"  # the workdirs of several networks that train together
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 # A workdir belongs to one model on one dataset, drawn and optimised in one way. Everything else may
@@ -89,6 +90,17 @@ def store(config: ConfigDict, workdir: Path, step: int, device: str, dataset: De
         files.write(workdir / FILE, files.to_json(record))
     except OSError as error:
         raise _unusable(workdir, error) from error
+
+
+def member(workdir: Path, number: int) -> Path:
+    """The workdir of one of several networks that train together."""
+    return workdir / MEMBERS / str(number)
+
+
+def members(workdir: Path) -> list[Path]:
+    """The workdirs of all of them, in their order; [] where there is one network."""
+    found = [path for path in (workdir / MEMBERS).glob("*") if path.name.isdecimal()]
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def _changes(path: Path, record: dict[str, Any], step: int) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import errno
 import importlib
 import os
 import shutil
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from cifar_jax.workdir import checkpoint
 _LOCK = "writer.lock"  # holds the number of the process
 _SEAL_MS = 600_000  # for all processes to have written their part
 _SHARED_SECONDS = 90.0  # until a shared file system shows what another machine wrote: NFS, 60
+_one_at_a_time = threading.Lock()  # Orbax's threads signal each other by names, in all of a process
 _TRIES = 3  # Orbax waits by the wall clock, and gives up where that jumps ahead
 
 
@@ -138,6 +140,11 @@ class Writer:
 
 def _write(path: Path, tree: Any) -> None:
     """Writes numpy arrays and reads them back. Raises OSError or ValueError."""
+    with _one_at_a_time:
+        _write_alone(path, tree)
+
+
+def _write_alone(path: Path, tree: Any) -> None:
     for attempt in range(_TRIES):
         writer = ocp.StandardCheckpointer()
         try:

@@ -1,0 +1,236 @@
+"""Several networks that train together: each is the run that it would be alone."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cifar_jax
+from cifar_jax import __main__ as command
+from cifar_jax import train as train_lib
+from cifar_jax.config import members
+from cifar_jax.errors import Diverged, UsageError, UserError
+from cifar_jax.evaluate import Evaluators, evaluate
+from cifar_jax.members import step as step_lib
+from cifar_jax.predict import export
+from cifar_jax.report import page
+from cifar_jax.train import train
+from cifar_jax.workdir import checkpoint, description, pytrees, records
+from tests.conftest import random_images
+
+
+@pytest.fixture
+def several(config):
+    config.num_seeds, config.seed = 3, 5
+    config.summaries.scalars = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir):
+    """(Workdir, result) of three networks after six steps; not to be written to."""
+    from cifar_jax.config import recipe
+
+    config = recipe("default")
+    config.data.dir = str(data_dir)
+    config.update(num_seeds=3, seed=5, batch_size=16, num_steps=6, log_every_steps=2)
+    config.checkpoint.every_steps = 3
+    config.summaries.update(scalars=2, images=0, histograms=0)
+    config.eval.batch_size = 16
+    workdir = tmp_path_factory.mktemp("several")
+    return workdir, train(config, workdir)
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A copy, to go on with."""
+    return shutil.copytree(trained[0], tmp_path / "run")
+
+
+def leaves(state, number=None):
+    if number is not None:
+        state = step_lib.member(state, number)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def stored(workdir, number, step):
+    """The bytes of a member's checkpoint."""
+    folder = description.member(workdir, number) / "checkpoints"
+    shapes = pytrees.variable_shapes(folder, step)
+    assert shapes
+    return sorted(
+        (str(p.relative_to(folder)), p.read_bytes())
+        for p in (folder / str(step)).rglob("*")
+        if p.is_file() and p.name == "manifest.json"
+    )
+
+
+def test_each_is_the_run_of_its_seed_alone(several, trained, tmp_path):
+    _, result = trained
+    (alone,) = (own for own in members(several) if own.seed == 6)
+    assert alone.num_seeds == 1
+    expected = train(alone, tmp_path / "alone").state
+    for found, wanted in zip(leaves(result.state, 1), leaves(expected), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    assert np.abs(leaves(result.state, 0)[1] - leaves(result.state, 1)[1]).max() > 1e-3
+    of_alone = [r for r in records.read(tmp_path / "alone" / records.FILE) if r["kind"] == "train"]
+    path = description.member(trained[0], 1) / records.FILE
+    of_member = [r for r in records.read(path) if r["kind"] == "train"]
+    assert [r["step"] for r in of_member] == [r["step"] for r in of_alone] == [0, 2, 4]
+    for found, wanted in zip(of_member, of_alone, strict=True):
+        assert found.keys() == wanted.keys()
+        for name in ("loss", "l2", "learning_rate", "gradient_norm/conv1"):
+            assert found[name] == pytest.approx(wanted[name], rel=1e-5)
+
+
+def test_a_member_is_a_workdir_that_can_go_on_alone(several, workdir):
+    own = members(several)[2]
+    own.num_steps = 7
+    state, _ = train(own, description.member(workdir, 2))
+    assert int(state.step) == 7
+    assert description.load(description.member(workdir, 2)).seed == 7
+
+
+@pytest.mark.slow
+def test_two_devices_give_the_same(several, trained, tmp_path):
+    several.num_devices = 2
+    found = train(several, tmp_path / "run").state
+    for one, other in zip(leaves(found), leaves(trained[1].state), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_kill_between_two_checkpoints_costs_no_bit(several, trained, workdir):
+    shutil.rmtree(description.member(workdir, 1) / "checkpoints" / "6")
+    for number in range(3):
+        checkpoint.mark(description.member(workdir, number) / "checkpoints", finished=None)
+    found = train(several, workdir)
+    for one, other in zip(leaves(found.state), leaves(trained[1].state), strict=True):
+        np.testing.assert_array_equal(one, other)
+    lines = records.read(description.member(workdir, 0) / records.FILE)
+    assert [r["step"] for r in lines if r["kind"] == "train"] == [0, 2, 4]
+
+
+def test_a_finished_run_is_not_begun_again_and_may_be_longer(several, workdir, capsys):
+    train(several, workdir)
+    assert "already ended at step 6" in capsys.readouterr().out
+    several.num_steps = 8
+    state, last = train(several, workdir)
+    assert int(state.step) == 8
+    assert last == description.member(workdir, 0) / "checkpoints" / "8"
+
+
+def test_another_number_of_networks_is_another_run(several, workdir):
+    several.num_seeds = 2
+    with pytest.raises(UsageError, match="num_seeds"):
+        train(several, workdir)
+
+
+def test_one_that_diverges_is_marked_and_the_others_go_on(
+    several, trained, tmp_path, monkeypatch, capsys
+):
+    first_state = train_lib._first_state
+
+    def broken(step, data, seed):
+        state = first_state(step, data, seed)
+        scale = 1e30 if seed == 6 else 1.0
+        return state.replace(params=jax.tree.map(lambda leaf: leaf * scale, state.params))
+
+    monkeypatch.setattr(train_lib, "_first_state", broken)
+    found = train(several, tmp_path / "run")
+    assert "Network 1 goes on no more: The loss is" in capsys.readouterr().out
+    for number in (0, 2):
+        for one, other in zip(
+            leaves(found.state, number), leaves(trained[1].state, number), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+    states = [
+        checkpoint.status(description.member(tmp_path / "run", n) / "checkpoints") for n in range(3)
+    ]
+    assert [bool(state.diverged) for state in states] == [False, True, False]
+    assert [state.finished for state in states] == [6, None, 6]
+    with Evaluators(several, tmp_path / "run") as evaluators:
+        evaluators.evaluate(6)
+    assert "2 networks: " in capsys.readouterr().out
+    several.num_steps = 7  # a resumed run leaves it out as well
+    assert int(train(several, tmp_path / "run").state.step) == 7
+
+
+def test_where_all_diverge_so_does_the_run(several, tmp_path, monkeypatch):
+    first_state = train_lib._first_state
+    monkeypatch.setattr(
+        train_lib,
+        "_first_state",
+        lambda *args: jax.tree.map(lambda leaf: leaf * jnp.nan, first_state(*args)).replace(
+            step=jnp.int32(0), opt_state=first_state(*args).opt_state
+        ),
+    )
+    with pytest.raises(Diverged, match="All 3 networks have diverged"):
+        train(several, tmp_path / "run")
+
+
+def test_all_are_evaluated_and_so_is_their_ensemble(trained, tmp_path, capsys):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    by_step = evaluate(None, workdir, once=True)
+    out = capsys.readouterr().out.splitlines()
+    each = [cifar_jax.load(description.member(workdir, number)) for number in range(3)]
+    together = cifar_jax.load(workdir)
+    images, _ = random_images(37, seed=1)
+    probabilities = np.stack([own(images) for own in each])
+    np.testing.assert_allclose(together(images), probabilities.mean(0), atol=1e-6)
+    _, labels = random_images(37, seed=1)
+    accuracies = (probabilities.argmax(-1) == labels).mean(-1)
+    assert by_step == {6: pytest.approx(accuracies.mean())}
+    assert [line.partition(": ")[2] for line in out[:4]] == [
+        *(f"precision @ 1 = {a:.3f} (seed {5 + n})" for n, a in enumerate(accuracies)),
+        f"precision @ 1 = {(together(images).argmax(-1) == labels).mean():.3f} "
+        "(ensemble of 3 networks)",
+    ]
+    assert out[4] == f"3 networks: {accuracies.mean():.4f} ± {accuracies.std(ddof=1):.4f}"
+    own = [r for r in records.read(workdir / "members" / "2" / records.FILE) if r["kind"] == "eval"]
+    assert [r["accuracy"] for r in own] == [pytest.approx(accuracies[2])]
+    assert [r["kind"] for r in records.read(workdir / records.FILE)] == ["eval"]
+
+
+def test_one_of_them_is_named_by_its_number(trained, tmp_path):
+    workdir, _ = trained
+    assert command._member(str(workdir), 2) == workdir / "members" / "2"
+    with pytest.raises(UsageError, match="--member=3, but .* holds 3 networks"):
+        command._member(str(workdir), 3)
+    with pytest.raises(UserError, match="holds 3 networks. Name one with --member, from 0 to 2"):
+        export.run(workdir, tmp_path / "all.stablehlo")
+
+
+@pytest.mark.slow
+def test_the_report_has_their_mean(trained, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    text = page.make([workdir]).read_text()
+    assert "±" in text
+    assert json.loads((workdir / "config.json").read_text())["config"]["num_seeds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"num_seeds": 0}, "config.num_seeds = 0, expected more than 0"),
+        ({"seed": 2**32 - 2}, "config.seed = 4294967296, expected less than"),
+        ({"data.validation": 0.1}, "config.data.validation = 0.1 does not go with"),
+        ({"shard_optimizer": True}, "config.shard_optimizer = True does not go with"),
+        ({"init_from": "~/other"}, "config.init_from = '~/other' does not go with"),
+        ({"data.placement": "host"}, "config.data.placement = 'host' does not go with"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(several, tmp_path, changes, problem):
+    several.update_from_flattened_dict(changes)
+    with pytest.raises(UsageError, match=problem):
+        train(several, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_than_memory_holds_are_refused_with_the_largest_number(several, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_lib.feeds, "free_mib", lambda devices: 40)
+    with pytest.raises(UserError, match=r"40 MiB are free. Set at most 2."):
+        train(several, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
