@@ -18,7 +18,7 @@ from cifar_jax.data import sources
 from cifar_jax.errors import UserError, reason
 from cifar_jax.evaluate import Evaluator
 from cifar_jax.models import overview
-from cifar_jax.report import tables
+from cifar_jax.report import seeds, tables
 from cifar_jax.report.charts import of_runs
 from cifar_jax.report.history import History
 from cifar_jax.report.runs import Evaluation, Run, load, with_unique_names
@@ -68,6 +68,7 @@ def write(runs: Sequence[Run], out: Path, default: Mapping[str, Any]) -> Path:
     curves, left_out = of_runs(histories)
     suffixes = [f"-{number}" for number in range(1, len(runs) + 1)] if len(runs) > 1 else [""]
     sections = [section(run, suffix, default) for run, suffix in zip(runs, suffixes, strict=True)]
+    found = seeds.recipes(runs, histories)
     page = _template().render(
         runs=runs,
         finals=tables.without_unknown([tables.final(run, histories[run.name]) for run in runs]),
@@ -75,7 +76,8 @@ def write(runs: Sequence[Run], out: Path, default: Mapping[str, Any]) -> Path:
         left_out=left_out,
         sections=sections,
         differences=tables.differences(runs),
-        means=tables.means_over_seeds(runs, histories),
+        means=seeds.means(found),
+        comparisons=seeds.comparisons(found),
     )
     drawn = [*curves, *(each for one in sections for each in one.charts)]
     contents = {each.file: each.light for each in drawn}

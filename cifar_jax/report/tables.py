@@ -1,24 +1,19 @@
-"""The report's tables: how each run ended, in which settings runs differ, means over seeds."""
+"""The report's tables: how each run ended, and in which settings runs differ."""
 
 import datetime
-import json
 import math
-import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cifar_jax import config as config_lib
-from cifar_jax.report.charts import Histories
 from cifar_jax.report.history import History
 from cifar_jax.report.runs import Run
 from cifar_jax.telemetry import predictions
 
 UNKNOWN = "–"
-_BESIDE_THE_RECIPE = ("seed", "data.dir")  # may differ among the runs of one mean
 
 
-def _last_evaluation(run: Run, history: History) -> Mapping[str, Any]:
+def last_evaluation(run: Run, history: History) -> Mapping[str, Any]:
     """The last that was recorded, if possible of the EMA; without any, the report's own."""
     found = [record for record in history.evals if "accuracy" in record] or history.evals
     if found or not run.evaluation:
@@ -34,7 +29,7 @@ def _last_evaluation(run: Run, history: History) -> Mapping[str, Any]:
 
 def final(run: Run, history: History) -> dict[str, str]:
     """What is said first of a run, by name; the same names for every run."""
-    last = _last_evaluation(run, history)
+    last = last_evaluation(run, history)
     config = flat(run.record["config"])
     steps = max(history.steps, run.evaluation.step if run.evaluation else 0)
     images = run.record["dataset"]["sizes"]["train"]
@@ -95,29 +90,3 @@ def differences(runs: Sequence[Run]) -> list[dict[str, str]]:
         if len(set(values.values())) > 1:
             lines.append({"field": path} | values)
     return lines
-
-
-def means_over_seeds(runs: Sequence[Run], histories: Histories) -> list[dict[str, str]]:
-    """Of the accuracy, for runs of which only the seed differs; the deviation is of a sample."""
-    groups: dict[str, dict[str, tuple[str, int, float]]] = defaultdict(dict)
-    for run in runs:
-        config = flat(run.record["config"])
-        last = _last_evaluation(run, histories[run.name])
-        recipe = {path: v for path, v in config.items() if path not in _BESIDE_THE_RECIPE}
-        if math.isfinite(last.get("accuracy", math.nan)):
-            found = run.name, last["step"], last["accuracy"]
-            groups[json.dumps(recipe, sort_keys=True)][str(config.get("seed", 0))] = found
-    means = []
-    for group in groups.values():
-        names, steps, values = zip(*group.values(), strict=True)
-        if len(values) > 1:
-            mean, deviation = statistics.mean(values), statistics.stdev(values)
-            means.append(
-                {
-                    "runs": ", ".join(names),
-                    "seeds": ", ".join(group),
-                    "evaluated at step": ", ".join(f"{step:,}" for step in sorted(set(steps))),
-                    "accuracy, EMA": f"{mean:.4f} ± {deviation:.4f}",
-                }
-            )
-    return means
