@@ -33,7 +33,7 @@ flags.DEFINE_integer("from_step", None, "train: go on from this checkpoint; rena
 flags.DEFINE_bool("restart", False, "train: begin at step 0; rename all checkpoints.")
 flags.DEFINE_bool("once", False, "eval: the newest checkpoint only.")
 flags.DEFINE_string("step", "", "Not training: a step or 'best'; '': the newest.")
-flags.DEFINE_integer("member", None, "Not training: one of num_seeds networks, from 0 on.")
+flags.DEFINE_integer("member", None, "Not training: one of several networks, from 0 on.")
 flags.DEFINE_bool("ema", True, "Not training: the EMA of the parameters; --noema for the raw ones.")
 flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "eval: which images.")
 flags.DEFINE_integer("num_examples", 0, "eval: how many images; 0 for all.", lower_bound=0)
@@ -94,7 +94,7 @@ def run(argv: list[str]) -> None:
                 train(config, FLAGS.workdir, **start)
             else:
                 options["split"] = config.checkpoint.keep_best or FLAGS.split
-                kind = Evaluators if config.num_seeds > 1 else Evaluator
+                kind = Evaluators if config_lib.several(config) else Evaluator
                 with kind(config, FLAGS.workdir, **options) as evaluator:
                     train(config, FLAGS.workdir, evaluator.evaluate, **start)
 

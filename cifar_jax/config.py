@@ -1,5 +1,6 @@
 """Read, resolve and validate a config. Its fields and defaults: `configs/default.py`."""
 
+import itertools
 import math
 import os
 import re
@@ -18,6 +19,12 @@ from cifar_jax.devices import replicas
 from cifar_jax.errors import UsageError, unknown
 
 DTYPES = ("float32", "bfloat16")
+SWEPT = (  # numbers that a compiled step may take as arrays
+    "optim.learning_rate",
+    "optim.weight_decay",
+    "optim.label_smoothing",
+    "optim.ema_decay",
+)
 _DATASET_FIELDS = ("data.name", "data.dir", "data.shards", "data.validation")
 
 
@@ -124,13 +131,54 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def members(config: ConfigDict) -> list[ConfigDict]:
-    """For each of config.num_seeds networks, the config of the single run that it is."""
+    """For each of the networks of config.num_seeds and config.sweep, the config of the single run
+    that it is. Raises UsageError for a sweep that cannot be."""
     found = []
-    for number in range(config.num_seeds):
-        own = ConfigDict(config.to_dict())
-        own.num_seeds, own.seed = 1, config.seed + number
-        found.append(own)
+    for values in sweep(config):
+        for number in range(config.num_seeds):
+            own = ConfigDict(config.to_dict())
+            own.update_from_flattened_dict(values)
+            own.num_seeds, own.sweep, own.seed = 1, "", config.seed + number
+            found.append(own)
     return found
+
+
+def several(config: ConfigDict) -> bool:
+    """Whether it is of several networks that train together."""
+    return config.num_seeds > 1 or bool(config.sweep)
+
+
+def sweep(config: ConfigDict) -> list[dict[str, float]]:
+    """The values of config.sweep, by path: the product of its parts, which ";" separates. Within a
+    part, fields with "&" between them take their values together. [{}] without a sweep."""
+    parts = [_together(config, part) for part in config.sweep.split(";") if part.strip()]
+    return [
+        {path: value for values in chosen for path, value in values.items()}
+        for chosen in itertools.product(*parts)
+    ]
+
+
+def _together(config: ConfigDict, part: str) -> list[dict[str, float]]:
+    fields: dict[str, list[float]] = {}
+    for each in part.split("&"):
+        path, _, values = (text.strip() for text in each.partition("="))
+        if path not in SWEPT:
+            if path in flat(config):
+                raise UsageError(
+                    f"config.sweep: {path} would need another program for each value. Fields of "
+                    f"one are {', '.join(SWEPT)}; train the others one by one."
+                )
+            raise unknown("field in config.sweep", path, SWEPT)
+        try:
+            fields[path] = [float(value) for value in values.split(",")]
+        except ValueError:
+            raise UsageError(
+                f"config.sweep: {path}={values}, expected numbers with commas between them."
+            ) from None
+    if len({len(values) for values in fields.values()}) > 1:
+        counts = " and ".join(str(len(values)) for values in fields.values())
+        raise UsageError(f"config.sweep: the fields of '{part.strip()}' have {counts} values.")
+    return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
 
 
 def validate(config: ConfigDict) -> None:
@@ -252,8 +300,10 @@ def _validate_combinations(config: ConfigDict) -> None:
     if len(profile) != 2 or not all(isinstance(n, int) for n in profile) or profile[0] > profile[1]:
         raise UsageError(f"config.profile.steps = {profile}, expected two steps as in (100, 110).")
     optim.groups(config.optim)
-    if config.num_seeds > 1:
+    if several(config):
         _validate_for_several(config)
+        for own in members(config):
+            _validate_numbers(own)
 
 
 def _validate_for_several(config: ConfigDict) -> None:
@@ -267,13 +317,22 @@ def _validate_for_several(config: ConfigDict) -> None:
     ):
         if (value := _get(config, path)) != alone:
             raise UsageError(
-                f"config.{path} = {value!r} does not go with config.num_seeds = "
-                f"{config.num_seeds}: {why}. Set one of them to {alone!r} or 1."
+                f"config.{path} = {value!r} does not go with several networks (config.num_seeds, "
+                f"config.sweep): {why}. Set it to {alone!r}."
             )
+    swept = {path for values in sweep(config) for path in values}
+    if swept & {"optim.learning_rate", "optim.weight_decay"} and (
+        config.optim.groups or config.optim.decoupled_decay or config.optim.name == "adamw"
+    ):
+        raise UsageError(
+            "config.sweep: optim.learning_rate and optim.weight_decay are swept where config.optim "
+            "has neither groups nor a decoupled decay. Train these one by one."
+        )
     if config.data.placement not in ("auto", "device"):
         raise UsageError(
-            f"config.data.placement = {config.data.placement!r} does not go with config.num_seeds "
-            f"= {config.num_seeds}, which needs the images on the device. Set it to 'device'."
+            f"config.data.placement = {config.data.placement!r} does not go with several networks "
+            "(config.num_seeds, config.sweep), which need the images on the device. Set it to "
+            "'device'."
         )
 
 

@@ -58,7 +58,7 @@ class Evaluator:
         """
         config, workdir = config_lib.resolve(config), files.resolve(workdir, "--workdir")
         self._config, self._ema, self._split, self._progress = config, ema, split, progress
-        self._ensemble, self._printed = config.num_seeds > 1, f" ({title})" if title else ""
+        self._ensemble, self._printed = config_lib.several(config), f" ({title})" if title else ""
         opened = splits.open(config.data, split, config.seed)
         self.data: Split = like.data if like else Split(*opened.load())
         self._title = splits.title(config.data, opened)
@@ -238,25 +238,38 @@ class Evaluators:
         """As `Evaluator`."""
         self._config, self._options = config_lib.resolve(config), options
         self._workdir = files.resolve(workdir, "--workdir")
-        title = f"ensemble of {config.num_seeds} networks"
+        count = len(config_lib.members(self._config))
+        title = f"ensemble of {count} networks"
         self._ensemble = Evaluator(config, workdir, title=title, **options)
         self._each: dict[int, Evaluator] = {}
 
     def evaluate(self, step: int) -> float:
         """The mean of their accuracies at `step`. Raises as `Evaluator.evaluate` does."""
-        found = []
+        found: dict[str, list[float]] = {}  # by what the members of all seeds have in common
         for number, own in enumerate(config_lib.members(self._config)):
             folder = description.member(self._workdir, number)
             if checkpoint.status(folder / "checkpoints").diverged:
                 continue
+            values = self._values(own)
             if number not in self._each:  # not before: it is described once it has begun
-                shared: Any = {"like": self._each.get(0), "title": f"seed {own.seed}"}
+                title = ", ".join([*values, f"seed {own.seed}"])
+                shared: Any = {"like": self._each.get(0), "title": title}
                 self._each[number] = Evaluator(own, folder, **shared, **self._options)
-            found.append(self._each[number].evaluate(step))
+            accuracy = self._each[number].evaluate(step)
+            found.setdefault(", ".join(values), []).append(accuracy)
         self._ensemble.evaluate(step)
-        deviation = f" ± {np.std(found, ddof=1):.4f}" if len(found) > 1 else ""
-        print(f"{len(found)} networks: {np.mean(found):.4f}{deviation}", flush=True)
-        return float(np.mean(found))
+        for name, each in found.items():
+            deviation = f" ± {np.std(each, ddof=1):.4f}" if len(each) > 1 else ""
+            seeds = f"{len(each)} seed{'s' * (len(each) > 1)}"
+            title = f"{name}, {seeds}" if name else seeds
+            print(f"{title}: {np.mean(each):.4f}{deviation}", flush=True)
+        return float(np.mean(np.concatenate(list(found.values()))))
+
+    def _values(self, own: ConfigDict) -> list[str]:
+        """The values of config.sweep that a member has."""
+        swept = dict.fromkeys(path for each in config_lib.sweep(self._config) for path in each)
+        fields = config_lib.flat(own)
+        return [f"{path.removeprefix('optim.')} {fields[path]:g}" for path in swept]
 
     def close(self) -> None:
         for each in (self._ensemble, *self._each.values()):
@@ -310,7 +323,7 @@ def evaluate(
     else:
         config = config_lib.resolve(config)
         description.check_same_run(config, workdir)
-    evaluator = (Evaluators if config.num_seeds > 1 else Evaluator)(
+    evaluator = (Evaluators if config_lib.several(config) else Evaluator)(
         config,
         workdir,
         ema=ema,
@@ -319,7 +332,7 @@ def evaluate(
         progress=True,
         own_data=own_data,
     )
-    folder, report = _checkpoints(workdir, config.num_seeds), partial(print, flush=True)
+    folder, report = _checkpoints(workdir, config), partial(print, flush=True)
     found: dict[int, float] = {}
     with evaluator:
         if not once and not checkpoint.steps(folder):
@@ -342,10 +355,11 @@ def evaluate(
     return found
 
 
-def _checkpoints(workdir: Path, count: int) -> Path:
-    """The folder in which new checkpoints appear: of `count` networks, that of the first which has
+def _checkpoints(workdir: Path, config: ConfigDict) -> Path:
+    """The folder in which new checkpoints appear: of several networks, that of the first which has
     not diverged."""
-    if count == 1:
+    if not config_lib.several(config):
         return workdir / "checkpoints"
+    count = len(config_lib.members(config))
     each = [description.member(workdir, number) / "checkpoints" for number in range(count)]
     return next((path for path in each if not checkpoint.status(path).diverged), each[0])

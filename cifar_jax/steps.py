@@ -7,7 +7,7 @@ mean, however its arrays are sharded.
 import enum
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,13 @@ def image_keys(seed: int, step: jax.Array, count: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, position)
 
 
+class Scales(NamedTuple):
+    """What the rate and the L2 penalty of a step are multiplied with: the arrays of a sweep."""
+
+    rate: jax.Array | float = 1.0
+    decay: jax.Array | float = 1.0
+
+
 class Detail(enum.IntEnum):
     """How many auxiliary outputs a training step has."""
 
@@ -127,6 +134,7 @@ def train_step(
     schedule: optax.Schedule,
     mesh: Mesh,
     class_weights: tuple[float, ...] | None = None,
+    scales: Scales | None = None,
     detail: Detail = Detail.NONE,
 ) -> tuple[TrainState, Metrics, dict[str, Any]]:
     """One update on a global batch: the new state, the metrics (those of the parameters before the
@@ -152,12 +160,19 @@ def train_step(
     metrics["dead"] = layers.without_gradient(gradients) & layers.learning(
         state.params, config.optim
     )
+    l2, rate = optim.l2_penalty(state.params, config.optim), schedule(state.step)
+    if scales:
+        # The optimiser adds the decay that it was made with: here comes the rest.
+        decay = jax.grad(optim.l2_penalty)(state.params, config.optim)
+        gradients = jax.tree.map(lambda g, d: g + (scales.decay - 1) * d, gradients, decay)
+        l2, rate = l2 * scales.decay, rate * scales.rate
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    l2 = optim.l2_penalty(state.params, config.optim)
+    if scales:
+        updates = jax.tree.map(lambda update: update * scales.rate, updates)
     metrics |= {
         "loss": metrics["loss"] + l2,
         "l2": l2,
-        "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        "learning_rate": jnp.asarray(rate, jnp.float32),
     }
     if detail >= Detail.SCALARS:
         decay = jax.grad(optim.l2_penalty)(state.params, config.optim)
@@ -254,7 +269,7 @@ def gradient(
 def losses(
     logits: jax.Array,
     targets: Targets,
-    smoothing: float,
+    smoothing: float | jax.Array,
     class_weights: tuple[float, ...] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(cross-entropy, loss to minimise), float32 [B] each. The loss is the cross-entropy with
@@ -264,7 +279,7 @@ def losses(
         lambda label: optax.softmax_cross_entropy_with_integer_labels(logits, label), targets
     )
     loss = cross_entropy
-    if smoothing:
+    if isinstance(smoothing, jax.Array) or smoothing:
         uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
         loss = (1 - smoothing) * cross_entropy + smoothing * uniform
     if class_weights is not None:

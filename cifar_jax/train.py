@@ -28,6 +28,7 @@ from cifar_jax.loop.signals import Stop
 from cifar_jax.loop.trace import Trace
 from cifar_jax.members.log import Logs
 from cifar_jax.members.saver import Savers
+from cifar_jax.members.step import base
 from cifar_jax.members.step import train_step as step_of_members
 from cifar_jax.models import overview
 from cifar_jax.telemetry import display
@@ -97,7 +98,7 @@ def train(
             "Start that, or leave it out."
         )
     changes = description.check_same_run(config, workdir)
-    if config.num_seeds > 1:
+    if config_lib.several(config):
         return _train_members(config, workdir, changes, after_checkpoint, from_step, restart)
     run = prepare(config, description.load_dataset(workdir))
     initial = run.state
@@ -147,11 +148,11 @@ def _train_members(
     from_step: int | None,
     restart: bool,
 ) -> Result:
-    """`train` for config.num_seeds networks: the state is stacked, and the checkpoint's path that
-    of the first one's."""
+    """`train` for the networks of config.num_seeds and config.sweep: the state is stacked, and the
+    checkpoint is that of the first one."""
     configs = config_lib.members(config)
     folders = [description.member(workdir, number) for number in range(len(configs))]
-    run = prepare(configs[0], description.load_dataset(workdir))
+    run = prepare(base(configs), description.load_dataset(workdir))
     _check_room(run, len(configs))
     runs = [
         run._replace(config=own, state=_first_state(run.step, run.data, own.seed))
@@ -160,7 +161,7 @@ def _train_members(
     step = partial(
         step_of_members,
         single=run.step,
-        seeds=tuple(own.seed for own in configs),
+        configs=configs,
         mesh=run.mesh,
     )
 
@@ -226,8 +227,8 @@ def _check_room(run: Training, count: int) -> None:
     free = feeds.free_mib(run.mesh.local_devices)
     if count * needed > free:
         raise UserError(
-            f"config.num_seeds = {count} needs {count * needed:,.0f} MiB for states and gradients, "
-            f"and {free:,} MiB are free. Set at most {int(free // needed)}."
+            f"{count} networks need {count * needed:,.0f} MiB for states and gradients, and "
+            f"{free:,} MiB are free. Train at most {int(free // needed)} together."
         )
 
 
@@ -330,15 +331,15 @@ def make_feed(
     if place == "device":
         images, labels, _ = data.load()
         dataset = replicas.replicate({"image": images, "label": labels}, mesh)
-        if config.num_seeds > 1:
-            seeds = range(config.seed, config.seed + config.num_seeds)
+        if config_lib.several(config):
+            seeds = [own.seed for own in config_lib.members(config)]
             sharding = NamedSharding(mesh, P(None, None, replicas.AXIS))
             return feeds.MembersFeed(len(data), config.batch_size, seeds, sharding), dataset
         return feeds.DeviceFeed(*options, sharding), dataset
-    if config.num_seeds > 1:
+    if config_lib.several(config):
         raise UserError(
             f"The images need {needed:,} MiB on the device, where {free:,} MiB are free, and "
-            f"config.num_seeds = {config.num_seeds} needs them there. Set it to 1."
+            "several networks need them there. Train them one by one."
         )
     if place == "host" and config.data.shards:
         data = Split(*data.load())

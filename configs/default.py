@@ -16,6 +16,10 @@ def get_config() -> ml_collections.ConfigDict:
     # So many networks in one program, with the seeds from `seed` on. Each is the run that it would
     # be alone, in members/<number> of the workdir.
     config.num_seeds = 1
+    # Networks that differ in these fields, in one program as well, each with all the seeds:
+    # 'optim.learning_rate=0.1,0.05; optim.label_smoothing=0,0.1' are four. '&' in place of ';' goes
+    # through the values of both together.
+    config.sweep = ""
     config.batch_size = 128  # global: split evenly over the devices
     config.per_device_batch_size = 0  # where set, batch_size is this times the devices
     # Microbatches of a step, one after the other, where memory is short. Batch normalisation takes

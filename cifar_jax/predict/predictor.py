@@ -143,10 +143,9 @@ def restore(
     """
     workdir = files.resolve(workdir, "--workdir")
     config = description.load_for_eval(workdir, {}, wait=False)
-    if config.num_seeds > 1:
+    if count := len(description.members(workdir)):
         raise UserError(
-            f"{workdir} holds {config.num_seeds} networks. Name one with --member, from 0 to "
-            f"{config.num_seeds - 1}."
+            f"{workdir} holds {count} networks. Name one with --member, from 0 to {count - 1}."
         )
     dataset, folder = description.load_dataset(workdir), workdir / "checkpoints"
     chosen = checkpoint.choose(folder, step, lambda line: print(line, file=sys.stderr))

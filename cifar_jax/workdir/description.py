@@ -28,6 +28,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _IDENTITY = (
     "seed",
     "num_seeds",
+    "sweep",
     "model",
     "data",
     "inputs.size",

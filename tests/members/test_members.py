@@ -153,7 +153,7 @@ def test_one_that_diverges_is_marked_and_the_others_go_on(
     assert [state.finished for state in states] == [6, None, 6]
     with Evaluators(several, tmp_path / "run") as evaluators:
         evaluators.evaluate(6)
-    assert "2 networks: " in capsys.readouterr().out
+    assert "2 seeds: " in capsys.readouterr().out
     several.num_steps = 7  # a resumed run leaves it out as well
     assert int(train(several, tmp_path / "run").state.step) == 7
 
@@ -188,7 +188,7 @@ def test_all_are_evaluated_and_so_is_their_ensemble(trained, tmp_path, capsys):
         f"precision @ 1 = {(together(images).argmax(-1) == labels).mean():.3f} "
         "(ensemble of 3 networks)",
     ]
-    assert out[4] == f"3 networks: {accuracies.mean():.4f} ± {accuracies.std(ddof=1):.4f}"
+    assert out[4] == f"3 seeds: {accuracies.mean():.4f} ± {accuracies.std(ddof=1):.4f}"
     own = [r for r in records.read(workdir / "members" / "2" / records.FILE) if r["kind"] == "eval"]
     assert [r["accuracy"] for r in own] == [pytest.approx(accuracies[2])]
     assert [r["kind"] for r in records.read(workdir / records.FILE)] == ["eval"]
@@ -219,6 +219,21 @@ def test_the_report_has_their_mean(trained, tmp_path):
         ({"data.validation": 0.1}, "config.data.validation = 0.1 does not go with"),
         ({"shard_optimizer": True}, "config.shard_optimizer = True does not go with"),
         ({"init_from": "~/other"}, "config.init_from = '~/other' does not go with"),
+        ({"sweep": "optim.learning_rat=1,2"}, "Unknown field in config.sweep 'optim.learning_rat'"),
+        ({"sweep": "batch_size=16,32"}, "batch_size would need another program for each value"),
+        ({"sweep": "optim.ema_decay=0.9,high"}, "optim.ema_decay=0.9,high, expected numbers"),
+        (
+            {"sweep": "optim.ema_decay=0.9,1.5"},
+            "config.optim.ema_decay = 1.5, expected less than 1",
+        ),
+        (
+            {"sweep": "optim.ema_decay=0.9,0.99 & optim.weight_decay=0.1"},
+            "have 2 and 1 values",
+        ),
+        (
+            {"sweep": "optim.learning_rate=0.1,0.2", "optim.name": "adamw"},
+            "neither groups nor a decoupled decay",
+        ),
         ({"data.placement": "host"}, "config.data.placement = 'host' does not go with"),
     ],
 )
@@ -231,6 +246,51 @@ def test_what_does_not_go_together_is_refused(several, tmp_path, changes, proble
 
 def test_more_than_memory_holds_are_refused_with_the_largest_number(several, tmp_path, monkeypatch):
     monkeypatch.setattr(train_lib.feeds, "free_mib", lambda devices: 40)
-    with pytest.raises(UserError, match=r"40 MiB are free. Set at most 2."):
+    with pytest.raises(UserError, match=r"40 MiB are free. Train at most 2 together."):
         train(several, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_is_the_product_of_its_parts(several):
+    several.num_seeds = 2
+    several.sweep = (
+        "optim.learning_rate=0.1,0.05 & optim.ema_decay=0.9,0.99; optim.weight_decay=0,1"
+    )
+    found = [
+        (own.optim.learning_rate, own.optim.ema_decay, own.optim.weight_decay, own.seed)
+        for own in members(several)
+    ]
+    assert found == [
+        (rate, ema, decay, seed)
+        for rate, ema in ((0.1, 0.9), (0.05, 0.99))
+        for decay in (0.0, 1.0)
+        for seed in (5, 6)
+    ]
+    assert {(own.num_seeds, own.sweep) for own in members(several)} == {(1, "")}
+
+
+def test_each_of_a_sweep_is_the_run_of_its_values_alone(several, tmp_path, capsys):
+    several.update(num_seeds=1, log_every_steps=100)
+    several.sweep = (
+        "optim.learning_rate=0.05,0.1,0.2 & optim.weight_decay=0.1,0.004,0 "
+        "& optim.label_smoothing=0.1,0,0.2 & optim.ema_decay=0.5,0.9999,0"
+    )
+    state = train(several, tmp_path / "run").state
+    for number in (0, 2):
+        own = members(several)[number]
+        alone = tmp_path / f"alone{number}"
+        expected = train(own, alone).state
+        for one, other in zip(leaves(state, number), leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        found, wanted = (
+            [r for r in records.read(path / records.FILE) if r["kind"] == "train"][-1]
+            for path in (description.member(tmp_path / "run", number), alone)
+        )
+        for name in ("loss", "l2", "learning_rate", "gradient_norm/local3"):
+            assert found[name] == pytest.approx(wanted[name], rel=1e-5), name
+    evaluate(None, tmp_path / "run", once=True)
+    out = capsys.readouterr().out
+    assert (
+        "learning_rate 0.1, weight_decay 0.004, label_smoothing 0, ema_decay 0.9999, 1 seed: "
+        in out
+    )
