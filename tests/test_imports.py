@@ -23,7 +23,7 @@ ROOMS = {  # what each may import beside `EVERYWHERE` and itself
     "workdir": {"config", "data"},
     "telemetry": {"workdir", "config", "steps", "models", "optim"},
     "loop": {"telemetry", "workdir", "data", "steps", "optim", "devices"},
-    "members": {"loop", "telemetry", "workdir", "steps"},
+    "members": {"loop", "telemetry", "workdir", "config", "steps"},
 }
 ALL = set(ROOMS)
 ROOMS |= {

@@ -64,9 +64,13 @@ def train_step(
 
     seeds = jnp.array([own.seed for own in configs], jnp.uint32)
     members = seeds, _swept(configs), state.replace(step=None), batch
-    cpu = mesh.devices.flat[0].platform == "cpu"
-    found, metrics, aux = lax.map(one, members) if cpu else jax.vmap(one)(members)
+    mapped = partial(lax.map, one) if _one_by_one(mesh) else jax.vmap(one)
+    found, metrics, aux = mapped(members)
     return found.replace(step=state.step + 1), metrics, aux
+
+
+def _one_by_one(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def base(configs: Sequence[ConfigDict]) -> ConfigDict:

@@ -36,13 +36,17 @@ def listing(folder: Path) -> tuple[list[str], bool]:
 def _main(argv: list[str]) -> None:
     if len(argv) != 1 or argv[0].startswith("-"):
         raise UserError("Usage: python -m cifar_jax.workdir WORKDIR")
-    folder = files.resolve(argv[0], "WORKDIR") / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: nothing was trained there.")
-    lines, good = listing(folder)
-    print("\n".join(lines) or "There is no checkpoint.")
-    if not good:
-        raise UserError(f"{folder} has no whole newest checkpoint.")
+    workdir = files.resolve(argv[0], "WORKDIR")
+    several = sorted(workdir.glob("members/*/checkpoints"), key=lambda path: (len(path.parent.name), path))
+    for folder in several or [workdir / "checkpoints"]:
+        if not folder.is_dir():
+            raise UserError(f"{folder} does not exist: nothing was trained there.")
+        if several:
+            print(f"{folder.parent}:")
+        lines, good = listing(folder)
+        print("\n".join(lines) or "There is no checkpoint.")
+        if not good:
+            raise UserError(f"{folder} has no whole newest checkpoint.")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 import cifar_jax
 from cifar_jax import __main__ as command
+from cifar_jax import config as config_lib
 from cifar_jax import train as train_lib
 from cifar_jax.config import members
 from cifar_jax.errors import Diverged, UsageError, UserError
@@ -32,9 +34,7 @@ def several(config):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, data_dir):
     """(Workdir, result) of three networks after six steps; not to be written to."""
-    from cifar_jax.config import recipe
-
-    config = recipe("default")
+    config = config_lib.recipe("default")
     config.data.dir = str(data_dir)
     config.update(num_seeds=3, seed=5, batch_size=16, num_steps=6, log_every_steps=2)
     config.checkpoint.every_steps = 3
@@ -294,3 +294,34 @@ def test_each_of_a_sweep_is_the_run_of_its_values_alone(several, tmp_path, capsy
         "learning_rate 0.1, weight_decay 0.004, label_smoothing 0, ema_decay 0.9999, 1 seed: "
         in out
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["default", "airbench94"])
+def test_all_at_once_as_on_gpus_they_are_the_same(recipe, data_dir, monkeypatch):
+    """By vmap, which CPUs are not asked for."""
+    config = config_lib.recipe(recipe)
+    config.data.dir = str(data_dir)
+    config.update(num_seeds=2, batch_size=16, num_steps=4, num_devices=1, dtype="float32")
+    configs = members(config_lib.resolve(config))
+    run = train_lib.prepare(configs[0])
+    states = [train_lib._first_state(run.step, run.data, own.seed) for own in configs]
+    images, labels, _ = run.data.load()
+    dataset = {"image": jnp.asarray(images), "label": jnp.asarray(labels, jnp.int32)}
+    batch = {
+        "index": jnp.arange(32, dtype=jnp.int32).reshape(2, 16),
+        "epoch": jnp.zeros((2, 16), jnp.int32),
+    }
+    step = partial(step_lib.train_step, single=run.step, configs=configs, mesh=run.mesh)
+
+    def run_once():
+        return jax.jit(lambda state, batch: step(state, batch, dataset))(
+            step_lib.stack(states), batch
+        )
+
+    wanted, metrics, _ = run_once()
+    monkeypatch.setattr(step_lib, "_one_by_one", lambda mesh: False)
+    found, again, _ = run_once()
+    np.testing.assert_allclose(again["loss"], metrics["loss"], rtol=1e-5)
+    for one, other in zip(leaves(found), leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
