@@ -10,6 +10,7 @@ Needs what the project itself needs, with JAX for the GPU, and no network. Its p
 - trainings: time to an accuracy as the records count it (`whole_training.py`);
 - published: the same by airbench94_muon.py in PyTorch, where `--airbench` has that script;
 - speed, steps_per_call: the tutorial's step by arithmetic, batch size and steps in one program;
+- members: several networks in one program beside one (`members.py`);
 - torch: PyTorch's step, where PyTorch is installed.
 
 The first three need CIFAR-10 in its folder (`--data`, else the usual one). What fails is said and
@@ -58,7 +59,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "fast": ("fast",),
     "airbench94": ("airbench94", "--config.dtype=bfloat16"),
 }
-PARTS = ("runs", "trainings", "published", "speed", "steps_per_call", "torch")
+PARTS = ("runs", "trainings", "published", "speed", "steps_per_call", "members", "torch")
+NETWORKS = (16, 64)
 TRAININGS = (("bfloat16", None), ("float32", "tensorfloat32"))
 _LIMIT = 300.0  # seconds of a process
 _LINE = re.compile(r"^(\S+ \S+): step 0, loss")
@@ -215,6 +217,10 @@ def tables(figures: dict[str, Any]) -> list[Table]:
                 f"{share:.1%}" if share else "",
             )
         made.append(table)
+    table = _table("Several networks in one program", "networks", "images/s in all", "of one's")
+    for name, found in figures.get("members", {}).items():
+        table.add_row(name, f"{found['all_images_per_second']:,.0f}", f"{found['ratio']:.1f}")
+    made.append(table)
     table = _table("Whole runs", "run", "seconds", "after compilation", "precision @ 1")
     for name, run in figures.get("runs", {}).items():
         cells = (f"{run['seconds']:.1f}", f"{run['after_compilation']:.1f}")
@@ -266,6 +272,10 @@ def parts(args: argparse.Namespace) -> dict[str, dict[str, Callable[[], dict[str
         else {},
         "speed": speeds(ask),
         "steps_per_call": steps_per_call(ask),
+        "members": {
+            f"{count} networks": partial(ask, "members", count=count, batch=128)
+            for count in NETWORKS
+        },
         "torch": torch(ask) if importlib.util.find_spec("torch") else {},
     }
 

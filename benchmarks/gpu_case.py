@@ -60,6 +60,13 @@ def published(script: str, data: str | None, seeds: int, mode: str) -> dict[str,
     return {"trainings": published_airbench.measure(script, data, seeds, mode)}
 
 
+def members(count: int, batch: int) -> dict[str, Any]:
+    """Several networks in one program beside one."""
+    from benchmarks import members
+
+    return members.measure(count, batch)
+
+
 def matmul(dtype: str, precision: str | None, size: int = 8192) -> dict[str, Any]:
     """The card's own rate: a chain of square matrix products."""
     import jax
@@ -123,6 +130,7 @@ def _clock(run: Callable[[int], object], count: int) -> float:
 MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
     "device": device,
     "matmul": matmul,
+    "members": members,
     "published": published,
     "torch": torch,
     "trainings": trainings,

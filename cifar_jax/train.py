@@ -155,8 +155,7 @@ def _train_members(
     run = prepare(base(configs), description.load_dataset(workdir))
     _check_room(run, len(configs))
     runs = [
-        run._replace(config=own, state=_first_state(run.step, run.data, own.seed))
-        for own in configs
+        run._replace(config=own, state=first_state(run.step, run.data, own.seed)) for own in configs
     ]
     step = partial(
         step_of_members,
@@ -253,11 +252,11 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
         mesh=replicas.make_mesh(config.num_devices),
         class_weights=dataset.class_weights() if config.data.balance else None,
     )
-    state = _first_state(step, data, config.seed)
+    state = first_state(step, data, config.seed)
     return Training(config, data, dataset, num_steps, step, state)
 
 
-def _first_state(step: partial, data: Images, seed: int) -> steps.TrainState:
+def first_state(step: partial, data: Images, seed: int) -> steps.TrainState:
     """The state before the first step, whose parameters the seed draws."""
     model, inputs = step.keywords["model"], step.keywords["inputs"]
     variables = models.init(model, jax.random.key(seed), inputs.image_shape)

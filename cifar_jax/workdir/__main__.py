@@ -37,7 +37,9 @@ def _main(argv: list[str]) -> None:
     if len(argv) != 1 or argv[0].startswith("-"):
         raise UserError("Usage: python -m cifar_jax.workdir WORKDIR")
     workdir = files.resolve(argv[0], "WORKDIR")
-    several = sorted(workdir.glob("members/*/checkpoints"), key=lambda path: (len(path.parent.name), path))
+    several = sorted(
+        workdir.glob("members/*/checkpoints"), key=lambda path: (len(path.parent.name), path)
+    )
     for folder in several or [workdir / "checkpoints"]:
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist: nothing was trained there.")

@@ -21,6 +21,8 @@ def fake_ask(measurement, **options):
         return {"tflops": 500.0 if options["dtype"] == "bfloat16" else 50.0}
     if measurement in ("trainings", "published"):
         return {"trainings": [TRAINING | {"accuracy": value} for value in (0.93, 0.95)]}
+    if measurement == "members":
+        return {"all_images_per_second": 9e6, "ratio": 21.5}
     if options["batch"] == 8_192 and options["dtype"] == "float32":
         raise gpu.Failed("RESOURCE_EXHAUSTED: Out of memory")
     return SPEED
@@ -53,8 +55,10 @@ def test_what_fails_is_told_and_the_rest_is_written(on_a_gpu, tmp_path, capsys):
     assert figures["runs"]["tutorial"]["after_compilation"] == 25.0
     assert "fast" not in figures["runs"]
     out = capsys.readouterr().out
+    assert list(figures["members"]) == ["16 networks", "64 networks"]
     share = 1e6 * gpu.training_flops() / 500e12
     for text in (
+        "21.5",
         "speed: float32, highest/8192 left out: RESOURCE_EXHAUSTED: Out of memory",
         "runs: fast left out: Cannot download",
         "NVIDIA Test, {'python'",

@@ -131,14 +131,14 @@ def test_another_number_of_networks_is_another_run(several, workdir):
 def test_one_that_diverges_is_marked_and_the_others_go_on(
     several, trained, tmp_path, monkeypatch, capsys
 ):
-    first_state = train_lib._first_state
+    first_state = train_lib.first_state
 
     def broken(step, data, seed):
         state = first_state(step, data, seed)
         scale = 1e30 if seed == 6 else 1.0
         return state.replace(params=jax.tree.map(lambda leaf: leaf * scale, state.params))
 
-    monkeypatch.setattr(train_lib, "_first_state", broken)
+    monkeypatch.setattr(train_lib, "first_state", broken)
     found = train(several, tmp_path / "run")
     assert "Network 1 goes on no more: The loss is" in capsys.readouterr().out
     for number in (0, 2):
@@ -159,10 +159,10 @@ def test_one_that_diverges_is_marked_and_the_others_go_on(
 
 
 def test_where_all_diverge_so_does_the_run(several, tmp_path, monkeypatch):
-    first_state = train_lib._first_state
+    first_state = train_lib.first_state
     monkeypatch.setattr(
         train_lib,
-        "_first_state",
+        "first_state",
         lambda *args: jax.tree.map(lambda leaf: leaf * jnp.nan, first_state(*args)).replace(
             step=jnp.int32(0), opt_state=first_state(*args).opt_state
         ),
@@ -305,7 +305,7 @@ def test_all_at_once_as_on_gpus_they_are_the_same(recipe, data_dir, monkeypatch)
     config.update(num_seeds=2, batch_size=16, num_steps=4, num_devices=1, dtype="float32")
     configs = members(config_lib.resolve(config))
     run = train_lib.prepare(configs[0])
-    states = [train_lib._first_state(run.step, run.data, own.seed) for own in configs]
+    states = [train_lib.first_state(run.step, run.data, own.seed) for own in configs]
     images, labels, _ = run.data.load()
     dataset = {"image": jnp.asarray(images), "label": jnp.asarray(labels, jnp.int32)}
     batch = {
