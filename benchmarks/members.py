@@ -2,8 +2,8 @@
 
     python -m benchmarks.members --networks 4 16
 
-The tutorial's training step as `main.py` has it, with the images on the device: one network and N of
-them take turns, and a ratio is N networks' images/s, in all, over one's, as the median over the
+The tutorial's training step as `main.py` has it, with the images on the device: one network and N
+of them take turns, and a ratio is N networks' images/s, in all, over one's, as the median over the
 rounds. 1.0: N networks take as long as N runs one after the other.
 """
 
@@ -22,9 +22,9 @@ STEPS = 10  # in one program, where it is not a CPU's
 
 
 class Networks(NamedTuple):
-    """`count` networks in one compiled call, ready to run."""
+    """Some networks in one compiled call, ready to run."""
 
-    count: int
+    number: int
     images: int  # of a call, of all networks
     call: Callable[[], None]  # waits for its end
 
@@ -69,14 +69,14 @@ def measure(
 ) -> dict[str, Any]:
     """Images/s of one network and, in all, of `count`, and the ratio."""
     one, many = networks(1, batch, dtype), networks(count, batch, dtype)
-    speeds: dict[int, list[float]] = {one.count: [], many.count: []}
+    speeds: dict[int, list[float]] = {one.number: [], many.number: []}
     for _ in range(rounds):
         for each in (one, many):
             start, calls = time.perf_counter(), 0
             while (taken := time.perf_counter() - start) < seconds:
                 each.call()
                 calls += 1
-            speeds[each.count].append(calls * each.images / taken)
+            speeds[each.number].append(calls * each.images / taken)
     ratios = [many / one for one, many in zip(*speeds.values(), strict=True)]
     return {
         "one_images_per_second": statistics.median(speeds[1]),
