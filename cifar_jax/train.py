@@ -157,27 +157,17 @@ def _train_members(
     runs = [
         run._replace(config=own, state=first_state(run.step, run.data, own.seed)) for own in configs
     ]
-    step = partial(
-        step_of_members,
-        single=run.step,
-        configs=configs,
-        mesh=run.mesh,
-    )
+    step = partial(step_of_members, single=run.step, configs=configs, mesh=run.mesh)
 
     def begin() -> None:
         for each, folder in zip(runs, folders, strict=True):
             description.store(each.config, folder, first, run.device, run.dataset)
 
-    with contextlib.ExitStack() as stack:
-        each_saver = [
-            Saver(own, path / "checkpoints", None)
-            for own, path in zip(configs, folders, strict=True)
-        ]
-        saver = stack.enter_context(
-            contextlib.closing(
-                Savers(each_saver, workdir / description.MEMBERS, after_checkpoint, begin)
-            )
-        )
+    single = [
+        Saver(own, path / "checkpoints", None) for own, path in zip(configs, folders, strict=True)
+    ]
+    saver = Savers(single, workdir / description.MEMBERS, after_checkpoint, begin)
+    with contextlib.closing(saver):
         state = saver.restore([each.state for each in runs], from_step, restart)
         first = int(state.step)
         for change in changes:
@@ -192,29 +182,17 @@ def _train_members(
             for folder in folders:
                 _forget_evaluations(folder, first)
         progress = display.Display(run.num_steps, first, len(run.data) / config.batch_size)
-        logs = [
-            Log(own.config, folder, one.diverged, display.Silent(), first, own.loss_bound())
-            for own, folder, one in zip(runs, folders, each_saver, strict=True)
-        ]
-        log = stack.enter_context(
-            contextlib.closing(
-                Logs(
-                    logs,
-                    workdir,
-                    lambda: saver.living,
-                    saver.lose,
-                    progress,
-                    config.batch_size * len(configs),
-                    config.log_every_steps,
-                )
-            )
-        )
+        logs = []
         rows = overview.layers(run.step.keywords["model"], run.step.keywords["inputs"].image_shape)
-        for own, one in zip(runs, logs, strict=True):
-            one.describe(own.state.params, rows, run.data.class_names)
-        log.line(f"Training {len(configs)} networks on {run.device}.")
-        together = run._replace(config=config, step=step)
-        state = _loop(together, replicas.replicate(state, run.mesh), log, saver)
+        for own, folder, one in zip(runs, folders, single, strict=True):
+            options = one.diverged, display.Silent(), first, own.loss_bound()
+            logs.append(Log(own.config, folder, *options))
+            logs[-1].describe(own.state.params, rows, run.data.class_names)
+        log = Logs(logs, config, workdir, lambda: saver.living, saver.lose, progress)
+        with contextlib.closing(log):
+            log.line(f"Training {len(configs)} networks on {run.device}.")
+            together = run._replace(config=config, step=step)
+            state = _loop(together, replicas.replicate(state, run.mesh), log, saver)
         saver.finish(int(state.step))
     return Result(state, checkpoint)
 

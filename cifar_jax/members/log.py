@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from cifar_jax.errors import Diverged
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry.log import Log
-
-_Cadence = Callable[..., Any]
 
 
 class Logs:
@@ -23,17 +22,16 @@ class Logs:
     def __init__(
         self,
         logs: Sequence[Log],
+        config: ConfigDict,
         workdir: Path,
         living: Callable[[], Sequence[int]],
         lose: Callable[[int, Diverged], None],
         progress: display.Display,
-        images: int,
-        every: int,
     ):
-        """`living` are the members that have not diverged, and `lose` takes one that does. `images`
-        is how many a step has, of all members; every so many steps are a line."""
+        """`living` gives the members that have not diverged, and `lose` takes one that does."""
         self._logs, self.workdir, self._display = logs, workdir, progress
-        self._living, self._lose, self._images, self._every = living, lose, images, every
+        self._living, self._lose = living, lose
+        self._images, self._every = config.batch_size * len(logs), config.log_every_steps
         first = logs[0]
         self.writes, self.line = first.writes, progress.line
         self.detail, self.next_due = first.detail, first.next_due

@@ -28,8 +28,7 @@ def stack(states: list[TrainState]) -> TrainState:
 
 def member(state: TrainState, k: int) -> TrainState:
     """The state of member `k`, as a run of its own has it."""
-    one = jax.tree.map(lambda leaf: leaf[k], state.replace(step=jnp.zeros(k + 1)))
-    return one.replace(step=state.step)
+    return jax.tree.map(lambda leaf: leaf[k], state.replace(step=None)).replace(step=state.step)
 
 
 def train_step(
