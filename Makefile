@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 WORKDIR ?= runs/quickstart
 
-.PHONY: train test test-all faults lint types format docs bench notebooks lock clean
+.PHONY: train test test-all faults lint types format docs bench notebooks badges lock clean
 .DELETE_ON_ERROR:
 
 train: .venv/base.installed
@@ -50,6 +50,19 @@ bench: .venv/bench.installed
 notebooks: .venv/dev.installed
 	cd notebooks && ../$(BIN)/jupytext --quiet --to ipynb *.py
 	cd notebooks && PYTHONPATH=.. ../$(BIN)/jupyter-execute --inplace *.ipynb
+
+# "Open in Colab", once it is known where the repository is published; then `make notebooks`.
+COLAB := https://colab.research.google.com
+SCRIPTS ?= notebooks/*.py
+REPOSITORY ?= $(shell git remote get-url origin 2> /dev/null \
+  | sed -n 's|^.*github\.com[:/]\(.*\)$$|\1|p' | sed 's|\.git$$||')
+badges:
+	@test -n "$(REPOSITORY)" || { echo "Which one is it? make badges REPOSITORY=owner/name" >&2; exit 1; }
+	@sed -i '/colab-badge/d' $(SCRIPTS)
+	@for path in $(SCRIPTS); do \
+	  target="$(COLAB)/github/$(REPOSITORY)/blob/main/notebooks/$$(basename $$path .py).ipynb"; \
+	  sed -i "0,/^# # .*/s||&\n# [![Open in Colab]($(COLAB)/assets/colab-badge.svg)]($$target)|" $$path; \
+	done
 
 lock: .venv/dev.installed
 	$(BIN)/python -m pip install --quiet uv

@@ -3,6 +3,8 @@
 import html
 import os
 import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -51,6 +53,24 @@ def test_a_notebook_links_to_what_is_there(path):
     ):
         linked, named = target
         assert (path.parent / linked if linked else ROOT / named).exists(), target
+
+
+def test_badges_name_the_repository_once(tmp_path):
+    for path in SCRIPTS:
+        shutil.copy(path, tmp_path)
+    scripts = f"SCRIPTS={tmp_path}/*.py"
+    for name in ("someone/else", "owner/name"):
+        command = ["make", "-s", "badges", f"REPOSITORY={name}", scripts]
+        subprocess.run(command, cwd=ROOT, check=True)
+    for path in SCRIPTS:
+        changed = (tmp_path / path.name).read_text()
+        (badge,) = (line for line in changed.splitlines() if "colab-badge" in line)
+        assert badge.endswith(f"/github/owner/name/blob/main/notebooks/{path.stem}.ipynb)")
+        assert changed.replace(badge + "\n", "") == path.read_text()
+    done = subprocess.run(
+        ["make", "badges", "REPOSITORY="], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "make badges REPOSITORY=owner/name" in done.stderr and done.returncode
 
 
 @every_notebook
