@@ -56,6 +56,16 @@ class Training(NamedTuple):
     def device(self) -> str:
         return replicas.describe(self.mesh, self.config.num_devices)
 
+    @property
+    def remark(self) -> str:
+        """What to know about the arithmetic on this device."""
+        if self.config.dtype == "float32" or self.mesh.devices.flat[0].platform != "cpu":
+            return ""
+        return (
+            f" On CPUs {self.config.dtype} is converted to float32 and back around each operation, "
+            "and is slower than float32: --config.dtype=float32."
+        )
+
     def loss_bound(self) -> float:
         """The mean loss above which training has diverged: config.divergence.factor times that of
         uniform predictions with the initial L2 penalty; the same in every start, and so of the
@@ -127,7 +137,7 @@ def train(
                 run.step.keywords["model"], run.step.keywords["inputs"].image_shape
             )
             log.describe(state.params, rows, run.data.class_names)
-            log.line(f"Training on {run.device}.")
+            log.line(f"Training on {run.device}.{run.remark}")
             shardings = steps.state_shardings(state, run.mesh, config.shard_optimizer)
             try:
                 state = _loop(run, jax.tree.map(replicas.put, state, shardings), log, saver)
@@ -190,7 +200,7 @@ def _train_members(
             logs[-1].describe(own.state.params, rows, run.data.class_names)
         log = Logs(logs, config, workdir, lambda: saver.living, saver.lose, progress)
         with contextlib.closing(log):
-            log.line(f"Training {len(configs)} networks on {run.device}.")
+            log.line(f"Training {len(configs)} networks on {run.device}.{run.remark}")
             together = run._replace(config=config, step=step)
             state = _loop(together, replicas.replicate(state, run.mesh), log, saver)
         saver.finish(int(state.step))

@@ -690,3 +690,9 @@ def test_a_workdir_that_cannot_be_written(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot use the workdir .*file/run.*--workdir=DIR"):
         train.train(config, tmp_path / "file" / "run")
+
+
+def test_half_precision_on_a_cpu_is_remarked_upon(config):
+    assert train.prepare(config).remark == ""
+    config.dtype = "bfloat16"
+    assert "slower than float32: --config.dtype=float32." in train.prepare(config).remark
