@@ -1,9 +1,11 @@
 """The evaluation loop over the checkpoints of a workdir."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,8 @@ from cifar_jax.telemetry.predictions import (
     worst_mistakes,
 )
 from cifar_jax.workdir import checkpoint, description, pytrees, records
+
+_MOST_POLLS = 120  # for the checkpoints of networks that train together
 
 
 class Evaluator:
@@ -246,6 +250,7 @@ class Evaluators:
     def evaluate(self, step: int) -> float:
         """The mean of their accuracies at `step`. Raises as `Evaluator.evaluate` does."""
         found: dict[str, list[float]] = {}  # by what the members of all seeds have in common
+        self._wait_for(step)
         for number, own in enumerate(config_lib.members(self._config)):
             folder = description.member(self._workdir, number)
             if checkpoint.status(folder / "checkpoints").diverged:
@@ -264,6 +269,18 @@ class Evaluators:
             title = f"{name}, {seeds}" if name else seeds
             print(f"{title}: {np.mean(each):.4f}{deviation}", flush=True)
         return float(np.mean(np.concatenate(list(found.values()))))
+
+    def _wait_for(self, step: int) -> None:
+        """Returns when all have a checkpoint of `step`, which are written one after the other.
+        Raises FileNotFoundError where one does not come."""
+        folders = [path / "checkpoints" for path in description.members(self._workdir)]
+        for _ in range(_MOST_POLLS):
+            living = [path for path in folders if not checkpoint.status(path).diverged]
+            missing = [path / str(step) for path in living if not (path / str(step)).is_dir()]
+            if not missing:
+                return
+            time.sleep(self._config.eval.poll_seconds)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(missing[0]))
 
     def _values(self, own: ConfigDict) -> list[str]:
         """The values of config.sweep that a member has."""

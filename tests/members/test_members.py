@@ -194,6 +194,19 @@ def test_all_are_evaluated_and_so_is_their_ensemble(trained, tmp_path, capsys):
     assert [r["kind"] for r in records.read(workdir / records.FILE)] == ["eval"]
 
 
+def test_an_evaluation_waits_for_the_last_of_their_checkpoints(trained, tmp_path, monkeypatch):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    config = description.load(workdir)
+    config.eval.poll_seconds = 0.001
+    path = description.member(workdir, 2) / "checkpoints" / "6"
+    path.rename(tmp_path / "later")
+    with Evaluators(config, workdir) as evaluators:
+        with pytest.raises(FileNotFoundError, match="members/2/checkpoints/6"):
+            evaluators._wait_for(6)
+        monkeypatch.setattr("time.sleep", lambda seconds: (tmp_path / "later").rename(path))
+        evaluators._wait_for(6)
+
+
 def test_one_of_them_is_named_by_its_number(trained, tmp_path):
     workdir, _ = trained
     assert command._member(str(workdir), 2) == workdir / "members" / "2"
