@@ -104,7 +104,7 @@ def test_fish_completes(folder, line, expected):
     [
         ("ex", "export"),
         ("train --config=air", "train --config=airbench94"),
-        ("eval --workdir=r", "eval --workdir=runs/"),
+        ("eval --workdir=ru", "eval --workdir=runs/"),
         ("predict ru", "predict runs/"),
     ],
 )
