@@ -4,10 +4,12 @@
     python main.py --config=configs/fast.py --workdir=DIR
 
 Beside the modes: `configs` lists the recipes; `prepare`, `look` (of cifar_jax.data) and `demo`;
-`completion` is for shells: source <(cifar-jax completion).
+`completion` is for shells: source <(cifar-jax completion bash), or zsh; for fish:
+cifar-jax completion fish | source.
 """
 
 import ast
+import runpy
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +23,7 @@ if __name__ == "__main__":  # from here on no signal is lost, however long the i
 
 from absl import flags
 
-from cifar_jax import __version__, files
+from cifar_jax import __version__, completion, files
 from cifar_jax.devices import runtime
 from cifar_jax.errors import UsageError, exit_code, unknown
 
@@ -129,8 +131,15 @@ def console() -> int:
     streams.protect()
     signals.listen()
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if verb in ("configs", "completion"):
-        print(_completion() if verb == "completion" else "\n".join(_recipes()))
+    if verb == "configs":
+        print("\n".join(_recipes()))
+        return 0
+    if verb == "completion":
+        shell = sys.argv[2] if len(sys.argv) > 2 else "bash"
+        if shell not in completion.SHELLS:
+            print(unknown("shell", shell, completion.SHELLS), file=sys.stderr)
+            return 2
+        print(_completion(shell))
         return 0
     if verb in _PROGRAMS:
         signals.unwind()
@@ -147,17 +156,17 @@ def console() -> int:
     return 0
 
 
-def _completion() -> str:
-    from cifar_jax import completion
-    from cifar_jax import config as config_lib
-
+def _completion(shell: str) -> str:
     ours = [flag for flag in FLAGS.flags_by_module_dict()[_MODULE] if flag.name != "mode"]
     values = {flag.name: getattr(flag.parser, "enum_values", ()) for flag in ours}
     choices = {name: few for name, few in values.items() if few}
     choices["config"] = [path.stem for path in sorted(files.RECIPES.glob("*.py"))]
-    fields = config_lib.flat(config_lib.recipe("default"))
+    # Not by cifar_jax.config, which imports JAX: a shell waits at its start.
+    default = runpy.run_path(str(files.RECIPES / "default.py"))["get_config"]().to_dict()
     names = [flag.name if flag.boolean else f"{flag.name}=" for flag in ours]
-    return completion.script(_COMMANDS, [*names, "config="], fields, choices)
+    return completion.script(
+        shell, MODES, _COMMANDS[len(MODES) :], [*names, "config="], default, choices
+    )
 
 
 def _recipes() -> list[str]:

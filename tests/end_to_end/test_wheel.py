@@ -4,6 +4,7 @@ recipes within."""
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -11,33 +12,65 @@ from PIL import Image
 
 from tests.conftest import ROOT
 
+DATA = {
+    "cifar_jax/py.typed",
+    "cifar_jax/data/page.html.j2",
+    "cifar_jax/demo/page.html.j2",
+    "cifar_jax/demo/classifier.mjs",
+    "cifar_jax/report/page.html.j2",
+}
+BESIDE = ("MANIFEST.in", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def folder(tmp_path_factory):
+    """With the sdist and the wheel of a clean copy, without what a build left in the checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    kept = ("cifar_jax", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")
     source.mkdir()
-    for name in kept:  # without what an earlier build has left in the checkout
+    for name in ("cifar_jax", "configs", "tests", "benchmarks", "notebooks", *BESIDE):
         subprocess.run(["cp", "-r", ROOT / name, source], check=True)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source]
     subprocess.run(command, check=True, capture_output=True)  # the wheel from the sdist
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(folder):
     (found,) = folder.glob("*.whl")
     return found
 
 
+def contents(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.slow
+def test_an_sdist_has_what_the_wheel_is_built_of(folder):
+    (path,) = folder.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    recipes = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+    assert DATA | recipes | set(BESIDE) < names
+    rooms = {name.split("/")[0] for name in names if "/" in name}
+    assert rooms == {"cifar_jax", "cifar_jax.egg-info", "configs"}  # half the tests are no tests
+
+
 @pytest.mark.slow
 def test_a_wheel_has_what_the_package_reads(wheel):
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
+    names = set(contents(wheel))
     assert {f"cifar_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")} < names
-    assert {
-        "cifar_jax/py.typed",
-        "cifar_jax/report/page.html.j2",
-        "cifar_jax/demo/page.html.j2",
-        "cifar_jax/demo/classifier.mjs",
-    } < names
-    assert not [name for name in names if not name.startswith("cifar_jax")]
+    assert names > DATA
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"cifar_jax"}
+
+
+@pytest.mark.slow
+def test_the_checkout_makes_the_same_wheel(folder, wheel, tmp_path):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path]
+    subprocess.run([*command, folder / "source"], check=True, capture_output=True)
+    (other,) = tmp_path.glob("*.whl")
+    assert contents(other) == contents(wheel)
 
 
 @pytest.mark.slow
