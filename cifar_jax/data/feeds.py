@@ -91,11 +91,15 @@ class DeviceFeed:
 
     def get(self, step: int, count: int) -> dict[str, jax.Array]:
         start = time.monotonic()
-        index, epoch = batches.train_indices(
-            self._seed, step, count, self._batch_size, self._num_images
-        )
+        index, epoch = self._draw(step, count)
         self._waited += time.monotonic() - start
         return replicas.put({"index": index, "epoch": epoch}, self._sharding)
+
+    def _draw(self, step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._draw_by(self._seed, step, count)
+
+    def _draw_by(self, seed: int, step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        return batches.train_indices(seed, step, count, self._batch_size, self._num_images)
 
     def take_wait(self) -> float:
         waited, self._waited = self._waited, 0.0
@@ -105,34 +109,20 @@ class DeviceFeed:
         pass
 
 
-class MembersFeed:
-    """A `DeviceFeed` for several networks that train together, each with the order of its seed:
-    int32 [count, networks, global batch]."""
-
-    occupancy = 1.0
+class MembersFeed(DeviceFeed):
+    """For several networks that train together, each with the order of its seed: int32
+    [count, networks, global batch]."""
 
     def __init__(
         self, num_images: int, batch_size: int, seeds: Sequence[int], sharding: NamedSharding
     ):
-        self._num_images, self._batch_size, self._seeds = num_images, batch_size, seeds
-        self._sharding, self._waited = sharding, 0.0
+        super().__init__(num_images, batch_size, seeds[0], sharding)
+        self._seeds = seeds
 
-    def get(self, step: int, count: int) -> dict[str, jax.Array]:
-        start = time.monotonic()
-        drawn = [
-            batches.train_indices(seed, step, count, self._batch_size, self._num_images)
-            for seed in self._seeds
-        ]
-        index, epoch = (np.stack(each, 1) for each in zip(*drawn, strict=True))
-        self._waited += time.monotonic() - start
-        return replicas.put({"index": index, "epoch": epoch}, self._sharding)
-
-    def take_wait(self) -> float:
-        waited, self._waited = self._waited, 0.0
-        return waited
-
-    def close(self) -> None:
-        pass
+    def _draw(self, step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        each = [self._draw_by(seed, step, count) for seed in self._seeds]
+        index, epoch = zip(*each, strict=True)
+        return np.stack(index, 1), np.stack(epoch, 1)
 
 
 class _Call(NamedTuple):
