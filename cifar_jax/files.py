@@ -9,12 +9,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cifar_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    import jinja2
 
 _MAX_BYTES = 1 << 24  # of a JSON file
 _MAX_DIGITS = 20  # of an integer in it: those of 2**64
@@ -65,6 +68,22 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def template(path: Path, **filters: Callable[[Any], str]) -> "jinja2.Template":
+    """The Jinja template of a page of HTML. What it is given is escaped, and what it is not given
+    is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(path.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(path.name)
 
 
 # -- writing -------------------------------------------------------------------------------------

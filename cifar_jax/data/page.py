@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 from PIL import Image
 
+from cifar_jax import files
 from cifar_jax.data import duplicates
 from cifar_jax.data.dataset import Split
 from cifar_jax.data.duplicates import Pair
@@ -69,7 +69,10 @@ def render(dataset: Dataset) -> str:
     }
     frequent = sorted(dataset.sizes.items(), key=lambda item: (-item[1], item[0]))
     ordered = sorted(dataset.sizes, key=lambda size: (size[0] * size[1], size))
-    return _template().render(
+    template = files.template(
+        Path(__file__).with_name("page.html.j2"), data=_data_uri, thousands="{:,}".format
+    )
+    return template.render(
         dataset=dataset,
         bars=bars,
         counts=counts,
@@ -134,19 +137,6 @@ def _png(image: np.ndarray) -> bytes:
     picture.thumbnail((_MAX_SIDE, _MAX_SIDE))
     picture.save(file, "PNG")
     return file.getvalue()
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["data"] = _data_uri
-    environment.filters["thousands"] = "{:,}".format
-    return environment.get_template("page.html.j2")
 
 
 def _data_uri(png: bytes) -> str:

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from cifar_jax import config as config_lib
 from cifar_jax import files
 from cifar_jax.data import sources
@@ -69,7 +67,8 @@ def write(runs: Sequence[Run], out: Path, default: Mapping[str, Any]) -> Path:
     suffixes = [f"-{number}" for number in range(1, len(runs) + 1)] if len(runs) > 1 else [""]
     sections = [section(run, suffix, default) for run, suffix in zip(runs, suffixes, strict=True)]
     found = seeds.recipes(runs, histories)
-    page = _template().render(
+    template = files.template(Path(__file__).with_name("page.html.j2"), data=pictures.data_url)
+    page = template.render(
         runs=runs,
         finals=tables.without_unknown([tables.final(run, histories[run.name]) for run in runs]),
         charts=curves,
@@ -95,15 +94,3 @@ def _replace(out: Path, contents: Mapping[str, bytes]) -> None:
             files.write(out / name, content)
     except OSError as error:
         raise UserError(f"Cannot write the report to {out}: {reason(error)}.") from error
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["data"] = pictures.data_url
-    return environment.get_template("page.html.j2")
