@@ -13,10 +13,11 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from cifar_jax.models.activations import publish
+from cifar_jax.models.activations import publish, wanted
 from cifar_jax.models.batch_norm import BatchNorm
-from cifar_jax.ops.conv import conv
+from cifar_jax.ops.conv import conv, product
 from cifar_jax.ops.max_pool import max_pool_blocks
+from cifar_jax.ops.norm_gelu import bias_gelu
 
 _WINDOW = 2  # of the whitening
 _EPSILON = 5e-4  # added to the eigenvalues: the weakest patterns are those of noise
@@ -36,8 +37,7 @@ class Airbench(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        x = self._whiten(images.astype(self.dtype))
-        x = publish(self, "gelu", _gelu(x))
+        x = publish(self, "gelu", self._whiten(images.astype(self.dtype)))
         for number, channels in enumerate(self.widths, 1):
             x = Group(channels, name=f"group{number}")(x, train=train)
         # The whole map where it is smaller than the window.
@@ -46,11 +46,12 @@ class Airbench(nn.Module):
 
         shape = (x.shape[-1], self.num_classes)
         kernel = self.param("linear", lambda key: {"kernel": head(key, shape)})["kernel"]
-        logits = x @ kernel.astype(x.dtype) / x.shape[-1]
+        logits = product(x, kernel) / x.shape[-1]
         return publish(self, "linear", logits.astype(jnp.float32))
 
     def _whiten(self, x: jax.Array) -> jax.Array:
-        """A 2x2 convolution that decorrelates the values of a patch; twice, with both signs."""
+        """A 2x2 convolution that decorrelates the values of a patch; twice, with both signs. And
+        its GELU."""
         patch = _WINDOW**2 * x.shape[-1]
         shape = (_WINDOW, _WINDOW, x.shape[-1], 2 * patch)
 
@@ -63,10 +64,10 @@ class Airbench(nn.Module):
 
         weights = self.param("whiten", init)
         kernel = lax.stop_gradient(weights["kernel"])  # the data's, and not to be learned
-        y = lax.conv_general_dilated(
-            x, kernel.astype(x.dtype), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return publish(self, "whiten", y + weights["bias"].astype(x.dtype))
+        y, bias = conv(x, kernel, "VALID"), weights["bias"]
+        if wanted(self):
+            publish(self, "whiten", y + bias.astype(y.dtype))
+        return bias_gelu(y, bias)
 
     @nn.nowrap
     def init_from_data(self, variables: dict[str, Any], images: jax.Array) -> dict[str, Any]:
@@ -86,21 +87,17 @@ class Group(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = publish(self, "pool", max_pool_blocks(self._conv("conv1", x), min(2, *x.shape[1:3])))
-        x = publish(self, "gelu1", _gelu(self._norm("norm1")(x, train=train)))
+        x = publish(self, "gelu1", self._norm("norm1")(x, train=train))
         x = self._conv("conv2", x)
-        return publish(self, "gelu2", _gelu(self._norm("norm2")(x, train=train)))
+        return publish(self, "gelu2", self._norm("norm2")(x, train=train))
 
     def _conv(self, name: str, x: jax.Array) -> jax.Array:
         shape = (3, 3, x.shape[-1], self.channels)
         kernel = self.param(name, lambda key: {"kernel": partly_identity(key, shape)})["kernel"]
-        return publish(self, name, conv(x, kernel.astype(x.dtype)))
+        return publish(self, name, conv(x, kernel))
 
     def _norm(self, name: str) -> BatchNorm:
-        return BatchNorm(use_scale=False, epsilon=1e-12, momentum=0.6, name=name)
-
-
-def _gelu(x: jax.Array) -> jax.Array:
-    return nn.gelu(x, approximate=False)  # by the error function, as PyTorch does
+        return BatchNorm(use_scale=False, epsilon=1e-12, momentum=0.6, gelu=True, name=name)
 
 
 # -- initial values --

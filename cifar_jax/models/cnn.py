@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cifar_jax.models.activations import publish, wanted
-from cifar_jax.ops.conv import conv
-from cifar_jax.ops.lrn import lrn
+from cifar_jax.ops.conv import conv, product
+from cifar_jax.ops.lrn import relu_lrn
 from cifar_jax.ops.max_pool import max_pool
 
 
@@ -37,15 +37,19 @@ class CNN(nn.Module):
         kernel, bias = self._weights("conv1", (5, 5, x.shape[-1], 64), stddev=5e-2, bias=0.0)
         x = conv(x, kernel)
         if wanted(self):
-            layer("conv1", nn.relu(x + bias))
+            layer("conv1", nn.relu(x + bias.astype(x.dtype)))
         # Bias and ReLU never decrease and so commute with a maximum: after the pooling they touch
         # a quarter of the values and give the same ones.
-        x = layer("pool1", nn.relu(max_pool(x) + bias))
-        x = layer("norm1", lrn(x))
+        x = max_pool(x)
+        if wanted(self):
+            layer("pool1", nn.relu(x + bias.astype(x.dtype)))
+        x = layer("norm1", relu_lrn(x, bias))
 
         kernel, bias = self._weights("conv2", (5, 5, 64, 64), stddev=5e-2, bias=0.1)
-        x = layer("conv2", nn.relu(conv(x, kernel) + bias))
-        x = layer("norm2", lrn(x))
+        x = conv(x, kernel)
+        if wanted(self):
+            layer("conv2", nn.relu(x + bias.astype(x.dtype)))
+        x = layer("norm2", relu_lrn(x, bias))
         return layer("pool2", max_pool(x))
 
     def _top(self, x: jax.Array) -> jax.Array:
@@ -53,17 +57,18 @@ class CNN(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for name, features in (("local3", 384), ("local4", 192)):
             kernel, bias = self._weights(name, (x.shape[-1], features), stddev=4e-2, bias=0.1)
-            x = layer(name, nn.relu(x @ kernel + bias))
+            x = layer(name, nn.relu(product(x, kernel) + bias.astype(x.dtype)))
 
         return self._logits(x, stddev=1 / 192)
 
     def _logits(self, x: jax.Array, stddev: float) -> jax.Array:
         shape = (x.shape[-1], self.num_classes)
         kernel, bias = self._weights("softmax_linear", shape, stddev=stddev, bias=0.0)
-        return publish(self, "softmax_linear", (x @ kernel + bias).astype(jnp.float32))
+        logits = product(x, kernel) + bias.astype(x.dtype)
+        return publish(self, "softmax_linear", logits.astype(jnp.float32))
 
     def _weights(self, layer: str, shape: tuple[int, ...], stddev: float, bias: float):
-        """The kernel and bias of a layer, float32 as parameters, `dtype` in the computation."""
+        """The kernel and bias of a layer, float32."""
 
         def init(key):
             return {
@@ -72,7 +77,7 @@ class CNN(nn.Module):
             }
 
         weights = self.param(layer, init)
-        return weights["kernel"].astype(self.dtype), weights["bias"].astype(self.dtype)
+        return weights["kernel"], weights["bias"]
 
 
 def truncated_normal(key: jax.Array, shape: tuple[int, ...], stddev: float) -> jax.Array:

@@ -23,5 +23,5 @@ class CNNLocal(CNN):
         for name, features in (("local3", 64), ("local4", 32)):
             shape = (*x.shape[1:3], _WINDOW, _WINDOW, x.shape[-1], features)
             kernel, bias = self._weights(name, shape, stddev=4e-2, bias=0.1)
-            x = publish(self, name, nn.relu(local_conv(x, kernel) + bias))
+            x = publish(self, name, nn.relu(local_conv(x, kernel) + bias.astype(x.dtype)))
         return self._logits(x.reshape(x.shape[0], -1), stddev=1e-2)

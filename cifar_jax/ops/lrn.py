@@ -5,7 +5,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax import lax
+
+from cifar_jax.ops import native
 
 
 def lrn_plain(
@@ -68,3 +71,31 @@ def _backward(depth_radius, bias, alpha, beta, residuals, g):
 
 
 lrn.defvjp(_forward, _backward)
+
+
+def relu_lrn(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """`lrn(relu(x + bias))`, x: [..., C], bias: float32 [C]."""
+    if native.wanted(x):
+        return _native(x, bias.astype(jnp.float32))
+    return lrn(nn.relu(x + bias.astype(x.dtype)))
+
+
+_ALPHA = np.float32(0.001 / 9)  # with lrn's other defaults
+
+
+@jax.custom_vjp
+def _native(x: jax.Array, bias: jax.Array) -> jax.Array:
+    return _native_forward(x, bias)[0]
+
+
+def _native_forward(x, bias):
+    y = native.call("relu_lrn_forward", jax.typeof(x), x, bias, alpha=_ALPHA)
+    return y, (x, bias)
+
+
+def _native_backward(residuals, dy):
+    results = jax.typeof(residuals[0]), jax.typeof(residuals[1])
+    return native.call("relu_lrn_backward", results, *residuals, dy, alpha=_ALPHA)
+
+
+_native.defvjp(_native_forward, _native_backward)

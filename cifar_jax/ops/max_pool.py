@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from cifar_jax.ops import portable
+from cifar_jax.ops import native, portable
 from cifar_jax.ops.materialize import materialize
 
 
@@ -29,7 +29,9 @@ def max_pool(x: jax.Array) -> jax.Array:
     as XLA has it.
     """
     even = x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0
-    return _max_pool_even(x) if even and not portable.wanted() else max_pool_plain(x)
+    if not even or portable.wanted():
+        return max_pool_plain(x)
+    return _native(x, 3, 2) if native.wanted(x) else _max_pool_even(x)
 
 
 @jax.custom_vjp
@@ -106,6 +108,8 @@ def max_pool_blocks(x: jax.Array, window: int) -> jax.Array:
         raise ValueError("no pixels are left to pool")
     if portable.wanted():
         return max_pool_blocks_plain(x, window)
+    if native.wanted(x):
+        return _native(x, window, window)
     height, width = (size // window * window for size in x.shape[1:3])
     return _max_pool_blocks(x[:, :height, :width], window)
 
@@ -138,3 +142,29 @@ def _backward_blocks(window, winner, g):
 
 
 _max_pool_blocks.defvjp(_forward_blocks, _backward_blocks)
+
+
+# -- bfloat16 on CPUs --
+
+
+def _native(x: jax.Array, window: int, stride: int) -> jax.Array:
+    return _native_pool(x, window, stride, x.shape[1:3])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _native_pool(x: jax.Array, window: int, stride: int, size: tuple[int, int]) -> jax.Array:
+    return _native_forward(x, window, stride, size)[0]
+
+
+def _native_forward(x, window, stride, size):
+    y = jax.typeof(x).update(shape=(len(x), *(n // stride for n in size), x.shape[3]))
+    results = y, y.update(dtype=jnp.dtype("int8"))
+    return native.call("max_pool_forward", results, x, window=window, stride=stride)
+
+
+def _native_backward(window, stride, size, winner, dy):
+    dx = jax.typeof(dy).update(shape=(len(dy), *size, dy.shape[3]))
+    return (native.call("max_pool_backward", dx, dy, winner, window=window, stride=stride),)
+
+
+_native_pool.defvjp(_native_forward, _native_backward)
