@@ -1,9 +1,10 @@
-"""The task in this project: its model, optimiser, replicas. Run by `python -m benchmarks.compare`.
+"""The tasks in this project: its models, optimisers, replicas. Run by `python -m benchmarks.compare`.
 
 Whoever imports this module calls `cifar_jax.devices.runtime.start()` first, before JAX starts.
 
-Variants: "bare" takes standardised images, as the other frameworks do; "program" is the step that
-`main.py` runs, from uint8 images on the device, gathered and distorted.
+Variants: "cnn float32", "cnn bfloat16", "airbench float32" and "airbench bfloat16" take standardised
+images, as the other frameworks do; "program" is the step that `main.py` runs, from uint8 images on
+the device, gathered and distorted.
 """
 
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax import lax
@@ -18,26 +20,37 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from benchmarks import task
+from benchmarks import airbench_task, task
 from cifar_jax import config as config_lib
 from cifar_jax import models, optim, steps, train
 from cifar_jax.data import feeds
 from cifar_jax.devices import replicas
 from cifar_jax.loop.calls import compile_steps
-from cifar_jax.optim import ema
+from cifar_jax.inputs import Targets
+from cifar_jax.optim import ema, paths
 
-_NUM_TRAIN, _NUM_STEPS = 50_000, 100_000  # the tutorial's, for the schedule
+_NUM_TRAIN = 50_000  # for the schedule
 
 
-def gradients(params: Any, images: jax.Array, labels: jax.Array, *, model: nn.Module) -> Any:
-    """The mean cross-entropy of all replicas' images, and its gradient."""
+def gradients(
+    params: Any,
+    model_state: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    model: nn.Module,
+    smoothing: float,
+) -> tuple[jax.Array, Any, Any]:
+    """(the mean loss of all replicas' images, its gradient, the model's new state)."""
 
     def loss_fn(params):
-        logits, *_ = models.forward(model, {"params": params}, images, train=True)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        variables = {"params": params, **model_state}
+        logits, state, _ = models.forward(model, variables, images, train=True)
+        return steps.losses(logits, Targets(labels), smoothing)[1].mean(), state
 
     params = lax.pcast(params, replicas.AXIS, to="varying")
-    return lax.pmean(jax.value_and_grad(loss_fn)(params), replicas.AXIS)
+    (loss, state), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    return *lax.pmean((loss, gradient), replicas.AXIS), state
 
 
 def train_step(
@@ -50,26 +63,34 @@ def train_step(
     optimizer: optax.GradientTransformation,
 ) -> tuple[steps.TrainState, jax.Array]:
     """`steps.train_step` of images that are standardised already; with the loss alone as metric."""
-    cross_entropy, gradient = gradients(state.params, images, labels, model=model)
+    smoothing = config.optim.label_smoothing
+    loss, gradient, model_state = gradients(
+        state.params, state.model_state, images, labels, model=model, smoothing=smoothing
+    )
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    loss = cross_entropy + optim.l2_penalty(state.params, config.optim)
+    loss += optim.l2_penalty(state.params, config.optim)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    average = ema.update(state.ema, {"params": params}, step, config.optim.ema_decay)
-    return steps.TrainState(step, params, {}, opt_state, average), loss
+    variables = {"params": params, **model_state}
+    average = ema.update(state.ema, variables, step, config.optim.ema_decay)
+    return steps.TrainState(step, params, model_state, opt_state, average), loss
 
 
-class JaxCNN:
-    """A task.Contender."""
+class JaxContender:
+    """A task.Contender: the network and the optimiser of a recipe."""
 
-    def __init__(self, weights: task.Weights, batches: list[task.Batch]):
-        self._config = config = config_lib.recipe("default")
-        steps_per_epoch = _NUM_TRAIN / config.batch_size
+    def __init__(
+        self, config: ConfigDict, params: Any, batches: list[task.Batch], steps_per_epoch: float
+    ):
+        self._config = config
         self._model = model = steps.make_model(config, task.NUM_CLASSES)
-        self._optimizer = optim.make_optimizer(config.optim, steps_per_epoch, _NUM_STEPS)
+        num_steps = max(1, round(config.num_epochs * steps_per_epoch))
+        self._optimizer = optim.make_optimizer(config.optim, steps_per_epoch, num_steps)
         self._mesh = replicas.make_mesh(config.num_devices)
-        self._first = weights
         self._batches = [tuple(map(jnp.asarray, batch)) for batch in batches]
+        size = self._batches[0][0].shape[1:]
+        _, model_state = steps.split_variables(models.init(model, jax.random.key(0), size))
+        self._first = {"params": params, **model_state}
         step = partial(train_step, config=config, model=model, optimizer=self._optimizer)
         self._train_step = replicas.data_parallel(
             step, self._mesh, sharded={1: 0, 2: 0}, donate=True
@@ -79,8 +100,8 @@ class JaxCNN:
         self.reset()
 
     def reset(self) -> None:
-        params = jax.tree.map(jnp.array, self._first)  # copies, for the step to reuse
-        state = steps.init_state({"params": params}, self._optimizer)
+        variables = jax.tree.map(jnp.array, self._first)  # copies, for the step to reuse
+        state = steps.init_state(variables, self._optimizer)
         self._state = replicas.replicate(state, self._mesh)
 
     def train(self, steps: int) -> None:
@@ -97,21 +118,26 @@ class JaxCNN:
 
     def outcome(self) -> task.Outcome:
         self.reset()
-        params, (images, labels) = self._state.params, self._batches[0]
+        state, (images, labels) = self._state, self._batches[0]
+        smoothing = self._config.optim.label_smoothing
         compiled = replicas.data_parallel(
-            partial(gradients, model=self._model), self._mesh, sharded={1: 0, 2: 0}
+            partial(gradients, model=self._model, smoothing=smoothing),
+            self._mesh,
+            sharded={2: 0, 3: 0},
         )
-        _, gradient = compiled(params, images, labels)
-        decay = jax.grad(optim.l2_penalty)(params, self._config.optim)
+        _, gradient, _ = compiled(state.params, state.model_state, images, labels)
+        decay = jax.grad(optim.l2_penalty)(state.params, self._config.optim)
         gradient = jax.tree.map(jnp.add, gradient, decay)
-        variables = self._state.variables
+        variables = state.variables
         logits, classes = self._logits(variables, images), self._eval_step(variables, images)
-        self._state, loss = self._train_step(self._state, images, labels)
-        return {
-            **jax.device_get({"logits": logits, "classes": classes, "loss": loss}),
-            **task.flat_names("gradient", jax.device_get(gradient)),
-            **task.flat_names("updated", jax.device_get(self._state.params)),
+        self._state, loss = self._train_step(state, images, labels)
+        trees = {"gradient": gradient, "updated": self._state.params}
+        flat = {
+            f"{name}/{path}": np.asarray(array)
+            for name, tree in trees.items()
+            for path, array in paths.flatten(tree).items()
         }
+        return {**jax.device_get({"logits": logits, "classes": classes, "loss": loss}), **flat}
 
 
 class ProgramStep:
@@ -176,7 +202,18 @@ def program_config(**fields: object) -> ConfigDict:
     return config
 
 
-def make(variant: str, batch_size: int) -> JaxCNN | ProgramStep:
+def make(variant: str, batch_size: int) -> JaxContender | ProgramStep:
     if variant == "program":
         return ProgramStep(program_config(batch_size=batch_size))
-    return JaxCNN(task.make_weights(), task.make_batches(batch_size))
+    name, dtype = variant.split()
+    if name == "airbench":
+        config = config_lib.recipe(f"airbench94:{batch_size}")
+        weights = paths.unflatten(airbench_task.make_weights())
+        batches = airbench_task.make_batches(batch_size)
+        steps_per_epoch = airbench_task.STEPS_PER_EPOCH
+    else:
+        config = config_lib.recipe("default")
+        weights, batches = task.make_weights(), task.make_batches(batch_size)
+        steps_per_epoch = _NUM_TRAIN / config.batch_size
+    config.dtype = dtype
+    return JaxContender(config, weights, batches, steps_per_epoch)

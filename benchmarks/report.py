@@ -1,9 +1,11 @@
 """From what was measured to a table and a JSON object. Used by `python -m benchmarks.compare`.
 
-A ratio is this project's images/s over another's, so that above 1 this project is faster. It is the
-median over the rounds of the ratio within each round: what slows the machine down for a while slows
-both, which a ratio of two medians would not know. Rounds in which other processes disturbed one of
-the two are left out, unless fewer than `ENOUGH` would remain.
+A ratio is this project's images/s over another's, so that above 1 this project is faster. Within one
+start of the processes it is the median over the rounds of the ratio within each round: what slows
+the machine down for a while slows both, which a ratio of two medians would not know. Rounds in which
+other processes disturbed one of the two are left out, unless fewer than `ENOUGH` would remain. What
+is reported is the median over several starts, and their range: processes of one code differ for as
+long as they live.
 """
 
 import argparse
@@ -19,31 +21,50 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.whole_program import WholeProgram
-from benchmarks.worker import KINDS, OURS, QUIET, Speed
+from benchmarks.worker import OURS, OURS_HALF, QUIET, Speed, kind
 
-BATCH = 128  # of the figures whose names do not say another
+BATCHES = {"cnn": 128, "airbench": 2_000}  # of the figures whose names do not say another
 ENOUGH = 3
 PHASES = {"train": "train", "evaluate": "eval"}  # as a worker calls it: as a figure's name does
-_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "torch", "tensorflow", "tensorflow-cpu", "numpy")
+_LIBRARIES = (
+    *("jax", "jaxlib", "flax", "optax", "torch", "tensorflow", "tensorflow-cpu", "numpy"),
+    "onednn-cpu-gomp",
+)
 
 
 class Case(NamedTuple):
+    task: str  # of TASKS
     phase: str  # of PHASES
     batch_size: int
-    name: str  # of KINDS
+    name: str  # of the task's kinds
 
     @property
     def figure(self) -> str:
-        """train/torch_stock, or train/torch_stock@512 for another batch size than `BATCH`."""
-        suffix = "" if self.batch_size == BATCH else f"@{self.batch_size}"
-        return f"{PHASES[self.phase]}/{self.name}{suffix}"
+        """train/torch_stock, or train/torch_stock@512 for another batch size than the usual one;
+        airbench/torch, and airbench_eval/torch."""
+        phase = PHASES[self.phase]
+        if self.task == "airbench":
+            phase = "airbench" if phase == "train" else "airbench_eval"
+        usual = self.batch_size == BATCHES[self.task]
+        return f"{phase}/{self.name}{'' if usual else f'@{self.batch_size}'}"
+
+    @property
+    def half(self) -> bool:
+        return kind(self.task, self.name).half
+
+    @property
+    def ours(self) -> "Case":
+        """This project in the same precision."""
+        return self._replace(name=OURS_HALF if self.half else OURS)
 
 
-Speeds = Mapping[Case, Sequence[Speed]]  # one a round; the rounds of one batch size go together
+# Of each case and each start of its process the speeds, one a round. The rounds of one task and
+# batch size go together.
+Speeds = Mapping[Case, Sequence[Sequence[Speed]]]
 
 
 class Spread(NamedTuple):
-    """Quartiles."""
+    """The least, the median and the largest."""
 
     lower: float
     median: float
@@ -51,57 +72,83 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    return Spread(*map(float, np.percentile(values, (25, 50, 75))))
+    return Spread(*map(float, (min(values), np.median(values), max(values))))
 
 
-def images_per_second(speeds: Sequence[Speed]) -> Spread:
-    """Over the rounds that nothing disturbed."""
-    quiet = [speed for speed in speeds if speed.quiet]
-    chosen = quiet if len(quiet) >= ENOUGH else speeds
-    return spread([speed.images_per_second for speed in chosen])
+def images_per_second(starts: Sequence[Sequence[Speed]]) -> Spread:
+    """Over the starts: of each the median of the rounds that nothing disturbed."""
+
+    def of_one(speeds: Sequence[Speed]) -> float:
+        quiet = [speed for speed in speeds if speed.quiet]
+        chosen = quiet if len(quiet) >= ENOUGH else speeds
+        return float(np.median([speed.images_per_second for speed in chosen]))
+
+    return spread([of_one(speeds) for speeds in starts])
 
 
-def ratio(ours: Sequence[Speed], theirs: Sequence[Speed]) -> Spread:
-    """Of two contenders' images/s, round by round."""
-    pairs = list(zip(ours, theirs, strict=True))
-    quiet = [(our, their) for our, their in pairs if our.quiet and their.quiet]
-    chosen = quiet if len(quiet) >= ENOUGH else pairs
-    return spread([our.images_per_second / their.images_per_second for our, their in chosen])
+def ratio(ours: Sequence[Sequence[Speed]], theirs: Sequence[Sequence[Speed]]) -> Spread:
+    """Of two contenders' images/s, over the starts: of each the median over its rounds."""
+
+    def of_one(pairs: list[tuple[Speed, Speed]]) -> float:
+        quiet = [(our, their) for our, their in pairs if our.quiet and their.quiet]
+        chosen = quiet if len(quiet) >= ENOUGH else pairs
+        return float(
+            np.median([our.images_per_second / their.images_per_second for our, their in chosen])
+        )
+
+    pairs = zip(ours, theirs, strict=True)
+    return spread([of_one(list(zip(*start, strict=True))) for start in pairs])
 
 
-def ratios(speeds: Speeds) -> dict[str, float]:
-    """This project against each other contender, and "eval/best" against the fastest of them."""
+def ratios(speeds: Speeds) -> dict[str, Spread]:
+    """This project against each other contender of the same precision, and its faster precision
+    against the fastest of all others: "train/best", "eval/best", and for airbench, whose only
+    other is PyTorch, "airbench/torch_best"."""
     result = {}
-    fastest: dict[str, tuple[float, float]] = {}  # figure -> (images/s, ratio)
-    for case, theirs in speeds.items():
-        if case.name == OURS:
-            continue
-        value = result[case.figure] = ratio(speeds[case._replace(name=OURS)], theirs).median
-        if case.phase == "evaluate":
-            best = case._replace(name="best").figure
-            entry = images_per_second(theirs).median, value
-            fastest[best] = max(entry, fastest.get(best, entry))
-    return result | {name: value for name, (_, value) in fastest.items()}
+    groups: dict[Case, list[Case]] = {}
+    for case in speeds:
+        groups.setdefault(case._replace(name=""), []).append(case)
+        if case.name not in (OURS, OURS_HALF) and case.ours in speeds:
+            result[case.figure] = ratio(speeds[case.ours], speeds[case])
+
+    def speed(case: Case) -> float:
+        return images_per_second(speeds[case]).median
+
+    for group, cases in groups.items():
+        ours = [case for case in cases if case.name in (OURS, OURS_HALF)]
+        others = [case for case in cases if case not in ours]
+        if ours and others:
+            best = "torch_best" if group.task == "airbench" else "best"
+            fastest = max(ours, key=speed), max(others, key=speed)
+            name = group._replace(name=best).figure
+            result[name] = ratio(*(speeds[case] for case in fastest))
+    return result
 
 
 def table(speeds: Speeds) -> Table:
-    """A line for each case: images/s and the ratio, each as its median and quartiles."""
+    """A line for each case: images/s and the ratio, each as its median and range over the starts."""
     result = Table(title="A ratio above 1: this project is faster", box=box.SIMPLE_HEAD)
     result.add_column("", no_wrap=True)
-    for heading in ("images/s", "quartiles", "ratio", "quartiles", "quiet"):
+    for heading in ("images/s", "starts", "ratio", "starts", "quiet"):
         result.add_column(heading, justify="right", no_wrap=True)
-    for case, measured in speeds.items():
-        speed = images_per_second(measured)
-        quotient = ratio(speeds[case._replace(name=OURS)], measured)
+    found = ratios(speeds)
+    for case, starts in speeds.items():
+        speed = images_per_second(starts)
+        rounds = [round_ for start in starts for round_ in start]
+        quotient = found.get(case.figure)
         result.add_row(
             case.figure,
             f"{speed.median:,.0f}",
             f"{speed.lower:,.0f}–{speed.upper:,.0f}",
-            f"{quotient.median:.2f}",
-            f"{quotient.lower:.2f}–{quotient.upper:.2f}",
-            f"{sum(speed.quiet for speed in measured)}/{len(measured)}",
-            end_section=case.name == list(KINDS)[-1],
+            f"{quotient.median:.2f}" if quotient else "",
+            f"{quotient.lower:.2f}–{quotient.upper:.2f}" if quotient else "",
+            f"{sum(speed.quiet for speed in rounds)}/{len(rounds)}",
         )
+    result.add_section()
+    for name, quotient in found.items():
+        if name.partition("@")[0].endswith("best"):
+            shown = f"{quotient.median:.2f}", f"{quotient.lower:.2f}–{quotient.upper:.2f}"
+            result.add_row(name, "", "", *shown, "")
     return result
 
 
@@ -116,24 +163,27 @@ def program_line(program: WholeProgram) -> str:
     )
 
 
-def as_json(speeds: Speeds, program: WholeProgram | None) -> dict[str, Any]:
-    """What `--json` writes; images/s are medians, their quartiles stand apart."""
-    spreads = {case.figure: images_per_second(values) for case, values in speeds.items()}
-    result: dict[str, Any] = {
+def as_json(speeds: Speeds, programs: Sequence[WholeProgram] = ()) -> dict[str, Any]:
+    """What `--json` writes: medians over the starts; least and largest stand apart."""
+    spreads = {case.figure: images_per_second(starts) for case, starts in speeds.items()}
+    found = ratios(speeds)
+    if programs:
+        spreads["whole_program"] = spread([each.images_per_second for each in programs])
+        spreads["bare_step"] = spread([each.bare_images_per_second for each in programs])
+        found["whole_program"] = spread([each.ratio for each in programs])
+    return {
         "images_per_second": {name: value.median for name, value in spreads.items()},
-        "quartiles": {name: [value.lower, value.upper] for name, value in spreads.items()},
-        "ratios": ratios(speeds),
-        "rounds": max(map(len, speeds.values()), default=0),
+        "images_per_second_range": _ranges(spreads),
+        "ratios": {name: value.median for name, value in found.items()},
+        "ratios_range": _ranges(found),
+        "starts": max((len(starts) for starts in speeds.values()), default=len(programs)),
         "machine": machine(),
         "versions": versions(),
     }
-    if program:
-        result["images_per_second"] |= {
-            "whole_program": program.images_per_second,
-            "bare_step": program.bare_images_per_second,
-        }
-        result["ratios"]["whole_program"] = program.ratio
-    return result
+
+
+def _ranges(spreads: Mapping[str, Spread]) -> dict[str, list[float]]:
+    return {name: [value.lower, value.upper] for name, value in spreads.items()}
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:

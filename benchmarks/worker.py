@@ -2,7 +2,7 @@
 
 `python -m benchmarks.compare` starts these; by hand, one command a line on standard input:
 
-    $ python -m benchmarks.worker torch_fast 128
+    $ python -m benchmarks.worker cnn torch_fast 128
     check outcome.npz
     {"written": "outcome.npz"}
     train 10
@@ -27,10 +27,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from benchmarks import task
+from benchmarks.task import Contender, Outcome
 
 ROOT = Path(__file__).parent.parent
-WARM_UP = 2  # steps, before each block
+WARM_UP = 1  # steps, before each block
 BLOCK_SECONDS = 1.0
 QUIET = 0.04  # of the CPU may go to other processes; a block with more is measured again
 ATTEMPTS = 3  # on a machine that is never quiet, the quietest of so many blocks
@@ -42,18 +42,34 @@ class Kind(NamedTuple):
     package: str
     module: str
     variant: str
+    task: str = "cnn"  # or "airbench"
+    half: bool = False  # computes in bfloat16
 
 
 OURS = "cifar_jax"
+OURS_HALF = "cifar_jax_bf16"
 KINDS = {
-    OURS: Kind("jax", "benchmarks.jax_cnn", "bare"),
+    OURS: Kind("jax", "benchmarks.jax_cnn", "cnn float32"),
+    OURS_HALF: Kind("jax", "benchmarks.jax_cnn", "cnn bfloat16", half=True),
     "torch_stock": Kind("torch", "benchmarks.torch_cnn", "stock"),
     "torch_fast": Kind("torch", "benchmarks.torch_cnn", "fast"),
+    "torch_bf16": Kind("torch", "benchmarks.torch_cnn", "bf16", half=True),
     "tf_native": Kind("tensorflow", "benchmarks.tensorflow_cnn", "native"),
     "tf_fast": Kind("tensorflow", "benchmarks.tensorflow_cnn", "fast"),
 }
+AIRBENCH_KINDS = {
+    OURS: Kind("jax", "benchmarks.jax_cnn", "airbench float32", "airbench"),
+    OURS_HALF: Kind("jax", "benchmarks.jax_cnn", "airbench bfloat16", "airbench", half=True),
+    "torch": Kind("torch", "benchmarks.torch_airbench", "float32", "airbench"),
+    "torch_bf16": Kind("torch", "benchmarks.torch_airbench", "bfloat16", "airbench", half=True),
+}
+TASKS = {"cnn": KINDS, "airbench": AIRBENCH_KINDS}
 PROGRAM_STEP = "program_step"  # no contender: the bare step of `whole_program.py`
-_ALL_KINDS = {**KINDS, PROGRAM_STEP: Kind("jax", "benchmarks.jax_cnn", "program")}
+_PROGRAM = Kind("jax", "benchmarks.jax_cnn", "program")
+
+
+def kind(task: str, name: str) -> Kind:
+    return _PROGRAM if name == PROGRAM_STEP else TASKS[task][name]
 
 
 class Block(NamedTuple):
@@ -79,11 +95,17 @@ def environment() -> dict[str, str]:
 class Worker:
     """The parent's end of a worker process; closes it at the end of a `with` block."""
 
-    def __init__(self, name: str, batch_size: int, extra: Mapping[str, str] | None = None):
-        self.name, self.batch_size = name, batch_size
+    def __init__(
+        self,
+        name: str,
+        batch_size: int,
+        extra: Mapping[str, str] | None = None,
+        task: str = "cnn",
+    ):
+        self.task, self.name, self.batch_size = task, name, batch_size
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed in __exit__)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", name, str(batch_size)],
+            [sys.executable, "-m", "benchmarks.worker", task, name, str(batch_size)],
             cwd=ROOT,
             env={**environment(), **(extra or {})},
             stdin=subprocess.PIPE,
@@ -114,7 +136,7 @@ class Worker:
             raise WorkerError(f"{self.name} ended at '{command}':\n{self._errors.read()[-2000:]}")
         return json.loads(answer)
 
-    def outcome(self) -> task.Outcome:
+    def outcome(self) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "outcome.npz"
             self._ask(f"check {path}")
@@ -129,7 +151,7 @@ class Worker:
         """Of one block of about `BLOCK_SECONDS`; the first call compiles and warms up, too."""
         if phase not in self._steps:
             self.block(phase, 1)
-            self._steps[phase] = max(2, round(3 * BLOCK_SECONDS / self.block(phase, 3).seconds))
+            self._steps[phase] = max(1, round(BLOCK_SECONDS / self.block(phase, 1).seconds))
         steps = self._steps[phase]
         best = self.block(phase, steps)
         for _ in range(ATTEMPTS - 1):
@@ -167,20 +189,20 @@ class Clock:
         return (sum(all_ticks) - idle - waiting - user - system) / os.sysconf("SC_CLK_TCK")
 
 
-def installed(name: str) -> bool:
-    return importlib.util.find_spec(_ALL_KINDS[name].package) is not None
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
-def make(name: str, batch_size: int) -> task.Contender:
-    kind = _ALL_KINDS[name]
-    if kind.package == "jax":
+def make(task: str, name: str, batch_size: int) -> Contender:
+    chosen = kind(task, name)
+    if chosen.package == "jax":
         from cifar_jax.devices import runtime
 
         runtime.start()
-    return importlib.import_module(kind.module).make(kind.variant, batch_size)
+    return importlib.import_module(chosen.module).make(chosen.variant, batch_size)
 
 
-def answer(contender: task.Contender, command: str) -> dict[str, Any]:
+def answer(contender: Contender, command: str) -> dict[str, Any]:
     verb, _, argument = command.strip().partition(" ")
     if verb == "check":
         np.savez(argument, **cast(dict[str, Any], contender.outcome()))
@@ -197,7 +219,7 @@ def main() -> None:
     # A library that prints must not come between the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    contender = make(sys.argv[1], int(sys.argv[2]))
+    contender = make(sys.argv[1], sys.argv[2], int(sys.argv[3]))
     for command in sys.stdin:
         print(json.dumps(answer(contender, command)), file=answers, flush=True)
 

@@ -59,12 +59,9 @@ class Training(NamedTuple):
     @property
     def remark(self) -> str:
         """What to know about the arithmetic on this device."""
-        if self.config.dtype == "float32" or self.mesh.devices.flat[0].platform != "cpu":
+        if models.dtype_here(self.config.dtype) == self.config.dtype:
             return ""
-        return (
-            f" On CPUs {self.config.dtype} is converted to float32 and back around each operation, "
-            "and is slower than float32: --config.dtype=float32."
-        )
+        return f" {self.config.dtype} is computed in float32 here: {native.reason()}."
 
     def loss_bound(self) -> float:
         """The mean loss above which training has diverged: config.divergence.factor times that of

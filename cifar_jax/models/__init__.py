@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from cifar_jax.errors import UsageError, reason
 from cifar_jax.models import activations, airbench, cnn, cnn_local, resnet
+from cifar_jax.ops import native
 
 _MODELS: dict[str, type[nn.Module]] = {
     "cnn": cnn.CNN,
@@ -27,8 +28,16 @@ _LARGE = 256  # pixels of a side: what fails there, too, is not for want of pixe
 
 
 def create(name: str, num_classes: int, dtype: str) -> nn.Module:
-    """The network `name` for `num_classes`, computing in `dtype` on float32 parameters."""
-    return _MODELS[name](num_classes=num_classes, dtype=dtype)
+    """The network `name` for `num_classes`, computing in `dtype_here(dtype)` on float32
+    parameters."""
+    return _MODELS[name](num_classes=num_classes, dtype=dtype_here(dtype))
+
+
+def dtype_here(dtype: str) -> str:
+    """`dtype`, but float32 for bfloat16 on CPUs where `ops.native` is not usable: XLA would convert
+    to float32 and back around each operation, at half of the speed."""
+    emulated = jax.default_backend() == "cpu" and dtype == "bfloat16" and not native.usable()
+    return "float32" if emulated else dtype
 
 
 def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The operations of `kernels.cc`: bfloat16 on CPUs that have instructions for it.
 
-Optional: `pip install 'cifar_jax[cpu]'` brings oneDNN, and a C++ compiler makes the rest, once, at
+Optional: `pip install 'cifar_jax[onednn]'` brings oneDNN, and a C++ compiler makes the rest, once, at
 the first use. `usable()` says whether all of that is here; where it isn't, `reason()` says why.
 """
 
@@ -10,10 +10,11 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,9 @@ def reason() -> str | None:
         if jax.default_backend() != "cpu":
             raise Unusable("not a CPU")
         if not _INSTRUCTIONS & _cpu_flags():
-            raise Unusable("this CPU has no instructions for it")
+            raise Unusable("this CPU has no instructions for bfloat16 (AVX512_BF16 or AMX)")
+        # Or OpenMP's threads would spin between two operations on the cores that XLA's work on.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         library = ctypes.CDLL(str(_compiled()))
     except (Unusable, OSError) as error:
         return str(error)
@@ -64,7 +67,8 @@ def reason() -> str | None:
     return None
 
 
-def call(name: str, results: object, *args: jax.Array, **attributes: object) -> Callable:
+def call(name: str, results: Any, *args: jax.Array, **attributes: Any) -> Any:
+    """The operation `name` of kernels.cc. `results`: a type as `jax.typeof` has it, or several."""
     return jax.ffi.ffi_call(f"cifar_jax_{name}", results, vmap_method="sequential")(
         *args, **attributes
     )
@@ -85,6 +89,7 @@ def _compiled() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cifar_jax/native"
     library = folder / f"{hashlib.sha256(key).hexdigest()[:16]}.so"
     if not library.exists():
+        print("Compiling the bfloat16 operations for this CPU, once: about 10 s.", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / library.name
@@ -110,7 +115,7 @@ def _onednn() -> tuple[Path, Path]:
             files = []
         paths = [Path(str(file.locate())).resolve() for file in files if str(file).endswith(name)]
         if not paths or not paths[0].is_file():
-            raise Unusable("it needs oneDNN: pip install 'cifar_jax[cpu]'")
+            raise Unusable("bfloat16 on CPUs needs oneDNN, pip install 'cifar_jax[onednn]'")
         found.append(paths[0])
     header, library = found
     return header.parents[2], library
