@@ -1,10 +1,10 @@
-"""The tasks in this project: its models, optimisers, replicas. Run by `python -m benchmarks.compare`.
+"""The tasks in this project: its models and optimisers. Run by `python -m benchmarks.compare`.
 
 Whoever imports this module calls `cifar_jax.devices.runtime.start()` first, before JAX starts.
 
-Variants: "cnn float32", "cnn bfloat16", "airbench float32" and "airbench bfloat16" take standardised
-images, as the other frameworks do; "program" is the step that `main.py` runs, from uint8 images on
-the device, gathered and distorted.
+Variants: "cnn float32", "cnn bfloat16", "airbench float32" and "airbench bfloat16" take images that
+are standardised, as the other frameworks do; "program" is the step that `main.py` runs, from uint8
+images on the device, gathered and distorted.
 """
 
 from functools import partial
@@ -25,8 +25,8 @@ from cifar_jax import config as config_lib
 from cifar_jax import models, optim, steps, train
 from cifar_jax.data import feeds
 from cifar_jax.devices import replicas
-from cifar_jax.loop.calls import compile_steps
 from cifar_jax.inputs import Targets
+from cifar_jax.loop.calls import compile_steps
 from cifar_jax.optim import ema, paths
 
 _NUM_TRAIN = 50_000  # for the schedule
@@ -88,8 +88,9 @@ class JaxContender:
         self._optimizer = optim.make_optimizer(config.optim, steps_per_epoch, num_steps)
         self._mesh = replicas.make_mesh(config.num_devices)
         self._batches = [tuple(map(jnp.asarray, batch)) for batch in batches]
-        size = self._batches[0][0].shape[1:]
-        _, model_state = steps.split_variables(models.init(model, jax.random.key(0), size))
+        _, height, width, channels = self._batches[0][0].shape
+        variables = models.init(model, jax.random.key(0), (height, width, channels))
+        _, model_state = steps.split_variables(variables)
         self._first = {"params": params, **model_state}
         step = partial(train_step, config=config, model=model, optimizer=self._optimizer)
         self._train_step = replicas.data_parallel(
@@ -207,7 +208,7 @@ def make(variant: str, batch_size: int) -> JaxContender | ProgramStep:
         return ProgramStep(program_config(batch_size=batch_size))
     name, dtype = variant.split()
     if name == "airbench":
-        config = config_lib.recipe(f"airbench94:{batch_size}")
+        config = config_lib.recipe(f"airbench94:batch={batch_size}")
         weights = paths.unflatten(airbench_task.make_weights())
         batches = airbench_task.make_batches(batch_size)
         steps_per_epoch = airbench_task.STEPS_PER_EPOCH

@@ -1,11 +1,11 @@
 """From what was measured to a table and a JSON object. Used by `python -m benchmarks.compare`.
 
-A ratio is this project's images/s over another's, so that above 1 this project is faster. Within one
-start of the processes it is the median over the rounds of the ratio within each round: what slows
-the machine down for a while slows both, which a ratio of two medians would not know. Rounds in which
-other processes disturbed one of the two are left out, unless fewer than `ENOUGH` would remain. What
-is reported is the median over several starts, and their range: processes of one code differ for as
-long as they live.
+A ratio is this project's images/s over another's, so that above 1 this project is faster. Within
+one start of the processes it is the median over the rounds of the ratio within each round: what
+slows the machine down for a while slows both, which a ratio of two medians would not know. Rounds
+in which other processes disturbed one of the two are left out, unless fewer than `ENOUGH` would
+remain. What is reported is the median over several starts, and their range: processes of one code
+differ for as long as they live.
 """
 
 import argparse
@@ -126,7 +126,7 @@ def ratios(speeds: Speeds) -> dict[str, Spread]:
 
 
 def table(speeds: Speeds) -> Table:
-    """A line for each case: images/s and the ratio, each as its median and range over the starts."""
+    """A line for each case: images/s and the ratio, each as median and range over the starts."""
     result = Table(title="A ratio above 1: this project is faster", box=box.SIMPLE_HEAD)
     result.add_column("", no_wrap=True)
     for heading in ("images/s", "starts", "ratio", "starts", "quiet"):

@@ -1,5 +1,5 @@
-"""airbench94 in PyTorch, eager and channels_last: a contender of `python -m benchmarks.compare`, and
-whole trainings by the recipe, for their accuracy:
+"""airbench94 in PyTorch, eager and channels_last: a contender of `python -m benchmarks.compare`,
+and whole trainings by the recipe, for their accuracy:
 
     python -m benchmarks.torch_airbench --data=DIR --dtype=bfloat16 --seeds=3
 
@@ -77,7 +77,7 @@ class TorchAirbench:
     def __init__(self, variant: str, weights: task.Weights, batch_size: int):
         self._half = variant == "bfloat16"
         self._batch_size, self._first = batch_size, weights
-        self._model = Airbench().to(memory_format=torch.channels_last)
+        self._model = Airbench().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._params = self._model.by_path()
         self.reset()
 
@@ -158,12 +158,19 @@ class TorchAirbench:
         )
         loss = self.train_step(images, labels).numpy() + l2
         gradients = {
-            f"gradient/{path}": from_torch(param.grad)
+            f"gradient/{path}": from_torch(
+                torch.zeros_like(param) if param.grad is None else param.grad  # frozen
+            )
             for path, param in self._params.items()
-            if param.grad is not None
         }
         updated = {f"updated/{path}": from_torch(param) for path, param in self._params.items()}
-        return {"logits": logits, "classes": logits.argmax(-1), "loss": loss, **gradients, **updated}
+        return {
+            "logits": logits,
+            "classes": logits.argmax(-1),
+            "loss": loss,
+            **gradients,
+            **updated,
+        }
 
 
 def _rate(path: str) -> float:
@@ -197,7 +204,7 @@ def trained(
     variant: str, weights: Mapping[str, np.ndarray], train: "Images", test: "Images", seed: int
 ) -> dict[str, float]:
     """Accuracy on the test images, over one view and over six, and the seconds of the training."""
-    made = TorchAirbench(variant, dict(weights), _BATCH)
+    made = TorchAirbench(variant, {path: x.copy() for path, x in weights.items()}, _BATCH)
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
     for images, labels in train.batches(generator):
@@ -245,13 +252,12 @@ class Images:
             padded = F.pad(images, (1,) * 4, "reflect")
             views = [images, padded[:, :, :32, :32], padded[:, :, 2:, 2:]]
             single = made.logits(images)
-            six = sum(
-                weight * made.logits(look).softmax(-1)
-                for weight, view in zip((0.25, 0.125, 0.125), views, strict=True)
-                for look in (view, view.flip(-1))
-            )
+            looks = [look for view in views for look in (view, view.flip(-1))]
+            shares = torch.tensor([0.25, 0.25, *[0.125] * 4])[:, None, None]
+            six = (shares * torch.stack([made.logits(x).softmax(-1) for x in looks])).sum(0)
             right += [float((x.argmax(-1) == labels).sum()) for x in (single, six)]
-        return tuple(right / len(self._images))  # type: ignore[return-value]
+        single_view, six_views = right / len(self._images)
+        return float(single_view), float(six_views)
 
 
 def main() -> None:

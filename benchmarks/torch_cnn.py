@@ -1,8 +1,9 @@
 """The task in PyTorch, eager and channels_last. Run by `python -m benchmarks.compare`.
 
 Variants: "stock" normalises with `nn.LocalResponseNorm`; "fast" with a 1x1 convolution over the
-squares and two square roots in place of `pow`, the fastest formulation known to us; "bf16" as "fast",
-under torch.autocast to bfloat16: convolutions and products in half precision, parameters in float32.
+squares and two square roots in place of `pow`, the fastest formulation known to us; "bf16" as
+"fast", under torch.autocast to bfloat16: convolutions and products in half precision, parameters in
+float32.
 """
 
 from collections.abc import Callable, Mapping

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from cifar_jax import models, optim
 from cifar_jax.devices import replicas
 from cifar_jax.devices.replicas import AXIS
-from cifar_jax.inputs import Inputs, Targets
+from cifar_jax.inputs import Curriculum, Inputs, Targets
 from cifar_jax.inputs import weights as view_weights
 from cifar_jax.optim import ema, layers
 
@@ -134,6 +134,7 @@ def train_step(
     schedule: optax.Schedule,
     mesh: Mesh,
     class_weights: tuple[float, ...] | None = None,
+    curriculum: Curriculum = Curriculum(),  # noqa: B008  (immutable)
     scales: Scales | None = None,
     detail: Detail = Detail.NONE,
 ) -> tuple[TrainState, Metrics, dict[str, Any]]:
@@ -152,6 +153,7 @@ def train_step(
         model=model,
         inputs=inputs,
         class_weights=class_weights,
+        curriculum=curriculum,
         detail=detail,
     )
     gradients, model_state, metrics, aux = replicas.on_replicas(gradient, mesh, sharded={3: 0})(
@@ -197,6 +199,7 @@ def mean_gradient(
     model: nn.Module,
     inputs: Inputs,
     class_weights: tuple[float, ...] | None,
+    curriculum: Curriculum,
     detail: Detail,
 ) -> tuple[Any, Any, Metrics, dict[str, Any]]:
     """(gradient, model's new state, metrics, auxiliary outputs): the gradient and the metrics are
@@ -214,10 +217,12 @@ def mean_gradient(
         gradient,
         params,
         model_state,
+        step,
         config=config,
         model=model,
         inputs=inputs,
         class_weights=class_weights,
+        curriculum=curriculum,
         detail=detail,
     )
     means, model_state, aux = over_microbatches(
@@ -233,35 +238,45 @@ def mean_gradient(
 def gradient(
     params: Any,
     model_state: Any,
+    step: jax.Array,
     batch: Batch,
     *,
     config: ConfigDict,
     model: nn.Module,
     inputs: Inputs,
     class_weights: tuple[float, ...] | None,
+    curriculum: Curriculum,
     detail: Detail,
 ) -> tuple[tuple[Any, Metrics], Any, dict[str, Any]]:
-    """((gradient, metrics), the model's new state, auxiliary outputs) of one microbatch."""
+    """((gradient, metrics), the model's new state, auxiliary outputs) of one microbatch.
+
+    Activations are those of the images at their full size.
+    """
     images, targets = inputs.train(batch["key"], batch)
 
-    def loss_fn(params):
-        logits, state, activations = models.forward(
-            model,
-            {"params": params, **model_state},
-            images,
-            train=True,
-            layers=detail >= Detail.TENSORS,
-        )
-        smoothing = config.optim.label_smoothing
-        cross_entropy, loss = losses(logits, targets, smoothing, class_weights)
-        metrics = {
-            "loss": loss.mean(),
-            "cross_entropy": cross_entropy.mean(),
-            "accuracy": (logits.argmax(-1) == batch["label"]).mean(),
-        }
-        return metrics["loss"], (metrics, state, activations)
+    def forward(params, images, layers):
+        variables = {"params": params, **model_state}
+        return models.forward(model, variables, images, train=True, layers=layers)
 
-    gradients, (metrics, state, activations) = jax.grad(loss_fn, has_aux=True)(params)
+    wanted = detail >= Detail.TENSORS
+
+    def of_images(images):
+        def loss_fn(params):
+            logits, state, activations = forward(params, images, wanted and not curriculum.ends)
+            smoothing = config.optim.label_smoothing
+            cross_entropy, loss = losses(logits, targets, smoothing, class_weights)
+            metrics = {
+                "loss": loss.mean(),
+                "cross_entropy": cross_entropy.mean(),
+                "accuracy": (logits.argmax(-1) == batch["label"]).mean(),
+            }
+            return metrics["loss"], (metrics, state, activations)
+
+        return jax.grad(loss_fn, has_aux=True)(params)
+
+    gradients, (metrics, state, activations) = curriculum.apply(step, of_images, images)
+    if wanted and curriculum.ends:
+        activations = forward(params, images, True)[2]
     aux = {"images": images, "labels": batch["label"], "activations": activations}
     return (gradients, metrics), state, aux
 

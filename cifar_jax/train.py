@@ -31,6 +31,7 @@ from cifar_jax.members.saver import Savers
 from cifar_jax.members.step import base
 from cifar_jax.members.step import train_step as step_of_members
 from cifar_jax.models import overview
+from cifar_jax.ops import native
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry.log import Log
 from cifar_jax.workdir import checkpoint, description, records, transfer
@@ -236,9 +237,24 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
         schedule=optim.make_schedule(config.optim, steps_per_epoch, num_steps),
         mesh=replicas.make_mesh(config.num_devices),
         class_weights=dataset.class_weights() if config.data.balance else None,
+        curriculum=inputs_lib.curriculum(config.inputs, steps_per_epoch),
     )
     state = first_state(step, data, config.seed)
+    _check_sizes(step, state)
     return Training(config, data, dataset, num_steps, step, state)
+
+
+def _check_sizes(step: partial, state: steps.TrainState) -> None:
+    """Raises UsageError where images of another size would need other parameters."""
+    model, channels = step.keywords["model"], step.keywords["inputs"].image_shape[-1]
+    expected = jax.tree.map(jnp.shape, state.variables)
+    for size in step.keywords["curriculum"].sizes:
+        found = models.init(model, jax.random.key(0), (size, size, channels))
+        if jax.tree.map(jnp.shape, found) != expected:
+            raise UsageError(
+                f"config.inputs.curriculum: {type(model).__name__} has other parameters for images "
+                f"of {size}x{size}. Choose a model that takes any size, as 'airbench'."
+            )
 
 
 def first_state(step: partial, data: Images, seed: int) -> steps.TrainState:

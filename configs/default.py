@@ -80,6 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.inputs = inputs = ml_collections.ConfigDict()
     inputs.size = (24, 24)  # height and width that the model sees; (24,) is a square, too
+    inputs.curriculum = ()  # ((3, 24), (6, 28)): resized to 24 pixels before epoch 3, then to 28
     # In this order; cifar_jax/inputs/registry.py has them all. Two in brackets, as in
     # ("random_crop", ("brightness", "contrast"), …), are applied in an order drawn for each image.
     inputs.transforms = ("random_crop", "flip", "brightness", "contrast", "standardize")

@@ -22,7 +22,7 @@ def get_config(variant: str = "500") -> ml_collections.ConfigDict:
         config = recipe("default")
         config.inputs.transforms = ("random_crop", "brightness", "contrast", "standardize")
     else:
-        config = recipe(f"airbench94:{variant}")
+        config = recipe(f"airbench94:batch={variant}")
         config.num_epochs = 16.0
         config.inputs.transforms = ("random_crop", "standardize")
         config.eval.views = 1  # the other views are mirrored

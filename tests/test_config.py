@@ -56,7 +56,7 @@ def test_the_fast_recipe_follows_its_number_of_epochs():
 
 def test_airbench_sums_the_losses_of_any_batch():
     """Its rates and decays, of the sum of a batch's losses, as those of the mean."""
-    for name, batch in (("airbench94", 2_000), ("airbench94:250", 250)):
+    for name, batch in (("airbench94", 2_000), ("airbench94:batch=250", 250)):
         config = config_lib.recipe(name)
         assert config.batch_size == batch
         groups = assign(parameters(config), config.optim)

@@ -30,6 +30,7 @@ def validate(config: ConfigDict) -> None:
         if value not in choices:
             raise unknown(f"config.inputs.{path}", value, choices)
     _validate_list(config.transforms)
+    _validate_curriculum(config)
     if "cutout" in names(config.transforms) and config.cutout.size > min(crop.size(config)):
         raise UsageError(
             f"config.inputs.cutout.size = {config.cutout.size} is larger than config.inputs.size "
@@ -81,6 +82,28 @@ def _validate_number(path: str, value: float) -> None:
         raise UsageError(f"config.inputs.{path} = {value}, expected {expected}.")
     if path in _SHARES and value > 1:
         raise UsageError(f"config.inputs.{path} = {value}, expected 1 or less.")
+
+
+def _validate_curriculum(config: ConfigDict) -> None:
+    before = 0.0
+    for entry in config.curriculum:
+        pair = isinstance(entry, tuple | list) and len(entry) == 2
+        if not (pair and isinstance(entry[0], int | float) and isinstance(entry[1], int)):
+            raise UsageError(
+                f"config.inputs.curriculum has {entry!r}, expected pairs of the epoch before which "
+                "images have a size, and their pixels a side, as ((3, 24), (6, 28))."
+            )
+        epoch, size = entry
+        if not before < epoch < math.inf:
+            raise UsageError(
+                f"config.inputs.curriculum has epoch {epoch} after {before}, expected later ones."
+            )
+        if not 0 < size <= min(crop.size(config)):
+            raise UsageError(
+                f"config.inputs.curriculum has images of {size} pixels, expected 1 to those of "
+                f"config.inputs.size = {config.size}."
+            )
+        before = epoch
 
 
 def _validate_list(transforms: tuple[Any, ...]) -> None:

@@ -88,9 +88,9 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _dot(x, kernel.astype(x.dtype), 1, 0).astype(x.dtype)
 
 
-def _dot(a, b, *axes):
+def _dot(a, b, axis_a, axis_b):
     """XLA multiplies bfloat16 on a CPU as it is only where the result is float32."""
-    dimensions = tuple((axis,) for axis in axes), ((), ())
+    dimensions = (((axis_a,), (axis_b,)), ((), ()))
     return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 

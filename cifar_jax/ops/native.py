@@ -1,7 +1,7 @@
 """The operations of `kernels.cc`: bfloat16 on CPUs that have instructions for it.
 
-Optional: `pip install 'cifar_jax[onednn]'` brings oneDNN, and a C++ compiler makes the rest, once, at
-the first use. `usable()` says whether all of that is here; where it isn't, `reason()` says why.
+Optional: `pip install 'cifar_jax[onednn]'` brings oneDNN, and a C++ compiler makes the rest, once,
+at the first use. `usable()` says whether all of that is here; where it isn't, `reason()` says why.
 """
 
 import ctypes

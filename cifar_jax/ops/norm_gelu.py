@@ -28,9 +28,7 @@ def bias_gelu(x: jax.Array, bias: jax.Array) -> jax.Array:
     return _given(x, zero, zero + 1, bias)
 
 
-def norm_gelu(
-    x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array
-) -> jax.Array:
+def norm_gelu(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
     """gelu((x - mean) · factor + bias) of given statistics, where `native` is usable.
 
     x: bfloat16 [..., C], the others float32 [C]. No gradient goes to mean and factor.

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import compare, jax_cnn, report, task, worker
+from benchmarks import airbench_task, compare, jax_cnn, report, task, worker
 from benchmarks.report import Case
 from benchmarks.whole_program import WholeProgram
-from benchmarks.worker import OURS, Block, Speed
+from benchmarks.worker import KINDS, OURS, OURS_HALF, Block, Speed
+from cifar_jax import config as config_lib
+from cifar_jax.ops import native
+from cifar_jax.optim import paths
 
 BATCH = 4
 
@@ -25,9 +28,15 @@ def batches():
     return task.make_batches(BATCH)
 
 
+def cnn(weights, batches, dtype="float32"):
+    config = config_lib.recipe("default")
+    config.dtype = dtype
+    return jax_cnn.JaxContender(config, weights, batches, steps_per_epoch=390)
+
+
 @pytest.fixture(scope="module")
 def contender(weights, batches):
-    return jax_cnn.JaxCNN(weights, batches)
+    return cnn(weights, batches)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +64,7 @@ def test_the_step_that_is_timed_follows_the_gradient(weights, expected):
 def test_another_weight_is_caught(weights, batches, expected):
     other = {layer: dict(arrays) for layer, arrays in weights.items()}
     other["conv2"]["kernel"] = other["conv2"]["kernel"] * 1.01
-    lines = task.disagreements(jax_cnn.JaxCNN(other, batches).outcome(), expected)
+    lines = task.disagreements(cnn(other, batches).outcome(), expected)
     assert any(line.startswith("logits: relative RMS error") for line in lines)
     assert any(line.startswith("gradient/conv1/kernel") for line in lines)
 
@@ -76,6 +85,43 @@ def test_torch_computes_the_same(variant, weights, batches, expected):
     from benchmarks import torch_cnn
 
     check_other(torch_cnn.TorchCNN(variant, weights, batches), weights, expected)
+
+
+@pytest.mark.skipif(not native.usable(), reason=native.reason() or "")
+def test_bfloat16_computes_the_same_to_its_precision(weights, batches, expected):
+    found = cnn(weights, batches, "bfloat16").outcome()
+    assert task.disagreements(found, expected, half=True) == []
+    assert task.disagreements(found, expected) != []
+
+
+def test_torch_in_bfloat16(weights, batches, expected):
+    pytest.importorskip("torch")
+    from benchmarks import torch_cnn
+
+    found = torch_cnn.TorchCNN("bf16", weights, batches).outcome()
+    assert task.disagreements(found, expected, half=True) == []
+    assert task.disagreements(found, expected) != []
+
+
+def test_torch_computes_the_same_step_of_airbench():
+    pytest.importorskip("torch")
+    from benchmarks import torch_airbench
+
+    ours = jax_cnn.make("airbench float32", BATCH).outcome()
+    other = torch_airbench.make("float32", BATCH)
+    other.train(1)
+    other.evaluate(1)
+    assert task.disagreements(other.outcome(), ours) == []
+    half = torch_airbench.make("bfloat16", BATCH).outcome()
+    assert task.disagreements(half, ours, half=True) == []
+
+
+def test_the_weights_of_airbench_are_those_of_its_network():
+    config = config_lib.recipe("airbench94")
+    model = jax_cnn.steps.make_model(config, task.NUM_CLASSES)
+    made = jax_cnn.models.init(model, jax_cnn.jax.random.key(0), (32, 32, 3))
+    expected = {path: x.shape for path, x in paths.flatten(made["params"]).items()}
+    assert {path: x.shape for path, x in airbench_task.make_weights().items()} == expected
 
 
 @pytest.mark.parametrize("variant", ["native", "fast"])
@@ -120,67 +166,90 @@ def quiet(*images_per_second):
     return [Speed(value, True) for value in images_per_second]
 
 
+def case(phase, batch_size, name, task="cnn"):
+    return Case(task, phase, batch_size, name)
+
+
 SPEEDS = {
-    Case("train", 128, OURS): quiet(200, 100, 400),
-    Case("train", 128, "torch_stock"): quiet(100, 50, 100),
-    Case("train", 128, "tf_fast"): quiet(400, 200, 800),
-    Case("evaluate", 128, OURS): quiet(900, 900, 900),
-    Case("evaluate", 128, "torch_stock"): quiet(300, 300, 300),
-    Case("evaluate", 128, "tf_fast"): quiet(600, 600, 600),
-    Case("train", 512, OURS): quiet(300, 300, 300),
-    Case("train", 512, "tf_fast"): quiet(200, 200, 200),
+    case("train", 128, OURS): [quiet(200, 100, 400), quiet(600, 600, 600)],
+    case("train", 128, OURS_HALF): [quiet(500, 500, 500), quiet(700, 700, 700)],
+    case("train", 128, "torch_stock"): [quiet(100, 50, 100), quiet(150, 150, 150)],
+    case("train", 128, "torch_bf16"): [quiet(250, 250, 250), quiet(700, 700, 700)],
+    case("train", 128, "tf_fast"): [quiet(400, 200, 800), quiet(400, 400, 400)],
+    case("evaluate", 128, OURS): [quiet(900, 900, 900)] * 2,
+    case("evaluate", 128, "torch_stock"): [quiet(300, 300, 300)] * 2,
+    case("train", 512, OURS): [quiet(300, 300, 300)] * 2,
+    case("train", 512, "tf_fast"): [quiet(200, 200, 200)] * 2,
+    case("train", 2_000, OURS, "airbench"): [quiet(30, 30, 30)] * 2,
+    case("train", 2_000, "torch", "airbench"): [quiet(20, 20, 20)] * 2,
 }
 
 
-def test_ratios_are_medians_of_rounds_and_above_one_where_this_project_is_faster():
-    assert report.ratios(SPEEDS) == {
-        "train/torch_stock": 2.0,  # of 2, 2 and 4
-        "train/tf_fast": 0.5,
+def test_ratios_are_medians_over_starts_and_above_one_where_this_project_is_faster():
+    assert {name: found.median for name, found in report.ratios(SPEEDS).items()} == {
+        "train/torch_stock": 3.0,  # of 2 (of 2, 2 and 4) and 4
+        "train/torch_bf16": 1.5,  # of 2 and 1, in bfloat16 both
+        "train/tf_fast": 1.0,  # of 0.5 and 1.5
+        "train/best": 1.5,  # bfloat16 / torch_bf16, whose median is 475
         "eval/torch_stock": 3.0,
-        "eval/tf_fast": 1.5,
+        "eval/best": 3.0,
         "train/tf_fast@512": 1.5,
-        "eval/best": 1.5,
+        "train/best@512": 1.5,
+        "airbench/torch": 1.5,
+        "airbench/torch_best": 1.5,
     }
 
 
-def test_a_ratio_is_taken_within_each_round():
-    spread = report.ratio(quiet(100, 10, 10), quiet(50, 50, 5))
+def test_a_ratio_is_taken_within_each_round_and_then_over_the_starts():
+    spread = report.ratio([quiet(100, 10, 10)], [quiet(50, 50, 5)])
     assert spread.median == 2.0  # of 2, 0.2 and 2; the medians are 10 and 50
+    assert report.ratio([quiet(1), quiet(2), quiet(9)], [quiet(1)] * 3) == (1.0, 2.0, 9.0)
 
 
 def test_disturbed_rounds_do_not_count_while_enough_are_quiet():
-    ours = [*quiet(200, 200, 200), Speed(1, False)]
-    assert report.ratio(ours, quiet(100, 100, 100, 100)) == (2.0, 2.0, 2.0)
-    assert report.images_per_second(ours).lower == 200
-    disturbed = [Speed(200, False)] * 4
-    assert report.ratio(disturbed, quiet(100, 100, 100, 100)).median == 2.0
+    ours = [[*quiet(200, 200, 200), Speed(1, False)]]
+    assert report.ratio(ours, [quiet(100, 100, 100, 100)]) == (2.0, 2.0, 2.0)
+    assert report.images_per_second(ours).median == 200
+    disturbed = [[Speed(200, False)] * 4]
+    assert report.ratio(disturbed, [quiet(100, 100, 100, 100)]).median == 2.0
 
 
 def test_json_and_table():
     program = WholeProgram(program=[Block(10.0, 0.0)] * 2, bare=[Block(9.0, 0.0), Block(9.0, 0.5)])
-    found = json.loads(json.dumps(report.as_json(SPEEDS, program)))
-    assert found["images_per_second"]["train/cifar_jax"] == 200
+    slower = program._replace(program=[Block(20.0, 0.0)] * 2)
+    found = json.loads(json.dumps(report.as_json(SPEEDS, [program, slower, program])))
+    assert found["images_per_second"]["train/cifar_jax"] == 400
     assert found["images_per_second"]["train/tf_fast@512"] == 200
     assert found["images_per_second"]["whole_program"] == 1280
-    assert found["quartiles"]["eval/tf_fast"] == [600, 600]
-    assert found["ratios"]["train/torch_stock"] == 2.0
+    assert found["images_per_second_range"]["train/torch_stock"] == [100, 150]
+    assert found["ratios"]["train/torch_stock"] == 3.0
+    assert found["ratios_range"]["train/torch_stock"] == [2.0, 4.0]
     assert found["ratios"]["whole_program"] == pytest.approx(0.9)
+    assert found["ratios_range"]["whole_program"] == pytest.approx([0.45, 0.9])
+    assert found["starts"] == 2
     assert found["versions"].keys() >= {"python", "jax", "numpy"}
     assert found["machine"]["cores"] > 0
-    assert "whole_program" not in report.as_json(SPEEDS, None)["ratios"]
+    assert "whole_program" not in report.as_json(SPEEDS)["ratios"]
 
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(report.table(SPEEDS))
     lines = [line.split() for line in console.export_text().splitlines()]
-    assert ["train/tf_fast", "400", "300–600", "0.50", "0.50–0.50", "3/3"] in lines
+    assert ["train/tf_fast", "400", "400–400", "1.00", "0.50–1.50", "6/6"] in lines
+    assert ["airbench/torch_best", "1.50", "1.50–1.50"] in lines
     assert "0.900 (slices: 0.900–0.900, 1 of 2 quiet)" in report.program_line(program)
 
 
-def test_what_is_not_installed_is_skipped_in_one_line():
+def test_what_is_not_installed_is_skipped_in_one_line(monkeypatch):
     said = []
-    names = compare.present(worker.KINDS, lambda name: not name.startswith("tf_"), said.append)
-    assert names == [OURS, "torch_stock", "torch_fast"]
+    monkeypatch.setattr(compare, "native_reason", lambda: "there is no compiler")
+    names = compare.present(KINDS, lambda package: package != "tensorflow", said.append)
+    assert names == [OURS, "torch_stock", "torch_fast", "torch_bf16"]
     assert said == [
+        f"Skipped: {OURS_HALF}: there is no compiler.",
         "Skipped: tf_native, tf_fast. tensorflow is not installed; "
-        "to compare with it: pip install '.[bench]'"
+        "to compare with it: pip install '.[bench]'",
     ]
+
+
+def test_this_project_is_asked_why_it_has_no_bfloat16():
+    assert compare.native_reason() == native.reason()

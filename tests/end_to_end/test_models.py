@@ -39,10 +39,10 @@ class Case(NamedTuple):
 
 RESIZED = {"size": (24, 32), "transforms": ("random_resized_crop", "flip", "standardize")}
 CASES = {
-    "airbench 28x28x1": Case("airbench94:8", (28, 28, 1), {"size": (28, 28)}),
+    "airbench 28x28x1": Case("airbench94:batch=8", (28, 28, 1), {"size": (28, 28)}),
     "cnn 48x64x3": Case("default", (48, 64, 3), RESIZED),
     "cnn 28x28x1": Case("default", (28, 28, 1), {}),
-    "airbench 32x32x3": Case("airbench94:8", (32, 32, 3), {}),
+    "airbench 32x32x3": Case("airbench94:batch=8", (32, 32, 3), {}),
     "resnet 32x32x3": Case("resnet", (32, 32, 3), {}),
     "local 32x32x3": Case("local", (32, 32, 3), {}),
     "resnet 48x64x3": Case("resnet", (48, 64, 3), {"size": (48, 64)}),
@@ -149,7 +149,7 @@ from cifar_jax.workdir import records
 models._MODELS["airbench"] = functools.partial(Airbench, widths=(4, 4, 4))
 found = {}
 for name in ("1", "2", "4", "4 split"):
-    config = config_lib.recipe("airbench94:8")
+    config = config_lib.recipe("airbench94:batch=8")
     config.data.update(name="npz", dir=sys.argv[1])
     config.inputs.size = (28, 28)
     config.update(num_steps=12, num_devices=int(name[0]))

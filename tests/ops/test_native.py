@@ -210,7 +210,9 @@ def test_without_a_compiler(asked, onednn, monkeypatch):
 
 def test_a_compiler_that_fails_leaves_nothing(asked, onednn, monkeypatch, tmp_path, capfd):
     compiler = tmp_path / "compiler"
-    compiler.write_text("#!/bin/sh\necho noise >&2\necho 'x.cc:1: error: no such header' >&2\nexit 1\n")
+    compiler.write_text(
+        "#!/bin/sh\necho noise >&2\necho 'x.cc:1: error: no such header' >&2\nexit 1\n"
+    )
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     assert asked() == f"{compiler} failed: x.cc:1: error: no such header"
