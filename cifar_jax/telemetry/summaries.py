@@ -23,6 +23,7 @@ MAX_WAITING = 100_000  # summaries; of more, scalars are left out, too
 RETRY_SECONDS = 30.0  # after a failure, before the disk is tried again
 CLOSE_SECONDS = 60.0  # for what waits at the end; a disk that hangs must not keep a run for ever
 _counter = iter(range(sys.maxsize))  # several writers of one process
+_importing = threading.Lock()
 
 
 class _Job(NamedTuple):
@@ -192,6 +193,7 @@ class Writer:
         return self._workdir / records.FILE
 
     def _work(self) -> None:
+        self._guarded(_import_tensorboard)
         while (job := self._queue.get()) is not None:
             self._guarded(job.write)
             with self._lock:
@@ -254,6 +256,20 @@ def _is_same(
 def _utf8(text: str) -> str:
     """Text that protocol buffers accept; a path or a class name may hold any bytes."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def _import_tensorboard() -> None:
+    """Imports tensorboardX without PyTorch, which it takes along where that is installed: for two
+    seconds and 200 MB, and for the sake of PyTorch's own tensors and graphs."""
+    with _importing:
+        hide = "torch" not in sys.modules
+        if hide:
+            sys.modules["torch"] = None  # type: ignore[assignment]  # to import it fails
+        try:
+            import tensorboardX  # noqa: F401
+        finally:
+            if hide:
+                del sys.modules["torch"]
 
 
 def _events_writer(folder: Path) -> Any:

@@ -3,8 +3,11 @@
 import errno
 import logging
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -15,6 +18,7 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from cifar_jax.telemetry import summaries
 from cifar_jax.workdir import records
+from tests.conftest import ROOT
 
 
 def events(folder):
@@ -306,3 +310,22 @@ def test_names_of_any_bytes(tmp_path, writer):
     assert len(values(tmp_path)) == 2
     (record,) = records.read(tmp_path / "metrics.jsonl")
     assert record[f"precision_at_1/{odd}"] == 0.5
+
+
+def test_pytorch_is_not_imported_where_it_is_installed(tmp_path):
+    (tmp_path / "torch.py").write_text("print('imported')\n")
+    code = (
+        "import pathlib\n"
+        "from cifar_jax.telemetry.summaries import Writer\n"
+        "writer = Writer(pathlib.Path('run'), 'train')\n"
+        "writer.scalars(1, {'loss': 2.0})\n"
+        "writer.close()\n"
+        "print('written')\n"
+        "import torch\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["written", "imported"], done.stderr
+    assert list((tmp_path / "run").rglob("events*"))
