@@ -7,6 +7,7 @@ red, green and blue planes of 32x32 pixels, row by row. A file is nothing but re
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from cifar_jax.errors import UserError, reason
 
 SIZE = 32
 _PIXELS = 3 * SIZE * SIZE
+_AT_ONCE = 500  # records
 
 
 def read(
@@ -26,16 +28,29 @@ def read(
     that is missing, empty or no whole number of records, and for a label out of range.
     """
     length = label_bytes + _PIXELS
-    records = np.concatenate([_records(path, length) for path in paths])
-    labels = records[:, label_bytes - 1].astype(np.int32)
+    counts = [path.stat().st_size // length if path.is_file() else 0 for path in paths]
+    images = np.empty((sum(counts), SIZE, SIZE, 3), np.uint8)
+    labels = np.empty(sum(counts), np.int32)
+
+    def fill(path: Path, end: int, count: int) -> None:
+        """A few records at a time, so that they are in the cache once."""
+        records = _records(path, length)[:count]
+        for first in range(0, count, _AT_ONCE):
+            some = records[first : first + _AT_ONCE]
+            place = slice(end - count + first, end - count + first + len(some))
+            planes = some[:, label_bytes:].reshape(-1, 3, SIZE, SIZE)
+            images[place] = planes.transpose(0, 2, 3, 1)
+            labels[place] = some[:, label_bytes - 1]
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(fill, paths, np.cumsum(counts).tolist(), counts))
     if (wrong := np.flatnonzero(labels >= num_classes)).size:
         path, record = _locate(paths, int(wrong[0]), length)
         raise UserError(
             f"{path}: record {record} has label {labels[wrong[0]]}, expected 0 to "
             f"{num_classes - 1}. The file is damaged or of another dataset: replace it."
         )
-    planes = records[:, label_bytes:].reshape(-1, 3, SIZE, SIZE)
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
+    return images, labels
 
 
 def _records(path: Path, length: int) -> np.ndarray:

@@ -55,7 +55,7 @@ def _cache_compilations() -> None:
     with contextlib.suppress(RuntimeError):  # a user without a home, as in containers
         folder = Path("~/.cache/cifar_jax/compiled").expanduser()
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     _log.debug("Compiled steps are kept in %s", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
 
 

@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 
 def events(folder):
     """Every event of TensorBoard's files, in their order."""
-    for path in sorted(folder.glob("events*")):
+    for path in sorted(folder.glob("events*"), key=lambda path: int(path.suffix[1:])):
         data = path.read_bytes()
         while data:
             length = int.from_bytes(data[:8], "little")
@@ -316,6 +316,7 @@ def test_pytorch_is_not_imported_where_it_is_installed(tmp_path):
     (tmp_path / "torch.py").write_text("print('imported')\n")
     code = (
         "import pathlib\n"
+        "pathlib.Path('run').mkdir()\n"
         "from cifar_jax.telemetry.summaries import Writer\n"
         "writer = Writer(pathlib.Path('run'), 'train')\n"
         "writer.scalars(1, {'loss': 2.0})\n"
