@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from cifar_jax import config as config_lib
-from cifar_jax import inputs, models, optim, steps
+from cifar_jax import inputs, models, optim, steps, train
 from cifar_jax.devices import replicas
 from cifar_jax.inputs import standardize
 from cifar_jax.models.batch_norm import BatchNorm
@@ -217,6 +217,28 @@ def test_half_precision_trains_float32_parameters(config, compiled_step, batch):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
+
+
+def test_images_that_grow(config, compiled_step, batch, monkeypatch):
+    """At each size the step is that of images of this size; activations are of the full one."""
+    recipe = config_lib.recipe("airbench94:batch=16")
+    recipe.data.dir = config.data.dir
+    monkeypatch.setitem(
+        models._MODELS, "airbench", partial(models.airbench.Airbench, widths=(4, 6, 6))
+    )
+    recipe.inputs.transforms = ("standardize",)  # nothing is drawn
+    recipe.inputs.curriculum = ((1, 24), (2, 28))  # epochs of 90 / 16 steps
+    state, step = compiled_step(recipe, detail=steps.Detail.TENSORS)
+    bound = train.prepare(recipe).step.keywords["inputs"]
+    whole = bound.evaluate(batch["image"])[0]
+    for number, size in ((0, 24), (5, 24), (6, 28), (11, 32)):
+        _, metrics, aux = step(state.replace(step=jnp.int32(number)), batch)
+        seen = jax.image.resize(whole, (16, size, size, 3), "linear", antialias=False)
+        model = steps.make_model(recipe, 10)
+        logits, *_ = models.forward(model, state.variables, seen, train=True)
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        assert float(metrics["cross_entropy"]) == pytest.approx(float(cross_entropy.mean()), 1e-4)
+        assert aux["activations"]["whiten"].shape == (16, 31, 31, 24)
 
 
 def test_the_fast_recipe_trains(config, compiled_step, batch):

@@ -19,6 +19,7 @@ from cifar_jax.data import shards, sources, splits
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError
 from cifar_jax.loop import calls, saver
+from cifar_jax.ops import native
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry import log as log_lib
 from cifar_jax.workdir import checkpoint, description, pytrees, records
@@ -692,7 +693,19 @@ def test_a_workdir_that_cannot_be_written(config, tmp_path):
         train.train(config, tmp_path / "file" / "run")
 
 
-def test_half_precision_on_a_cpu_is_remarked_upon(config):
+def test_half_precision_on_a_cpu_is_remarked_upon(config, monkeypatch):
     assert train.prepare(config).remark == ""
     config.dtype = "bfloat16"
-    assert "slower than float32: --config.dtype=float32." in train.prepare(config).remark
+    monkeypatch.setattr(native, "reason", lambda: "no C++ compiler is installed")
+    run = train.prepare(config)
+    assert run.remark == " bfloat16 is computed in float32 here: no C++ compiler is installed."
+    assert run.step.keywords["model"].dtype == "float32"
+    monkeypatch.setattr(native, "reason", lambda: None)
+    run = train.prepare(config)
+    assert (run.remark, run.step.keywords["model"].dtype) == ("", "bfloat16")
+
+
+def test_growing_images_need_a_model_for_any_size(config):
+    config.inputs.curriculum = ((1, 20),)
+    with pytest.raises(UsageError, match="CNN has other parameters for images of 20x20"):
+        train.prepare(config)

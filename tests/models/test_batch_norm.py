@@ -24,14 +24,17 @@ from cifar_jax.devices import replicas
 from cifar_jax.models.batch_norm import BatchNorm
 
 class Network(nn.Module):
+    dtype: str
+
     @nn.compact
     def __call__(self, x, *, train=False):
-        x = nn.Dense(6, name="first")(x)
+        x = nn.Dense(6, name="first", dtype=self.dtype)(x)
         x = nn.relu(BatchNorm(name="norm1")(x, train=train))
-        x = nn.Dense(5, name="second")(x).mean((1, 2))
-        return BatchNorm(use_scale=False, momentum=0.6, name="norm2")(x, train=train)
+        x = nn.Dense(5, name="second", dtype=self.dtype)(x).mean((1, 2))
+        norm = BatchNorm(use_scale=False, momentum=0.6, gelu=True, name="norm2")
+        return norm(x, train=train).astype("float32")
 
-model, rng = Network(), np.random.default_rng(0)
+model, rng = Network(sys.argv[2]), np.random.default_rng(0)
 images = (3 + rng.normal(size=(16, 2, 3, 4)) * np.arange(1, 17)[:, None, None, None] / 8)
 images, labels = images.astype(np.float32), rng.integers(0, 5, 16)
 variables = models.init(model, jax.random.key(0), images.shape[1:])
@@ -60,11 +63,11 @@ for devices in (1, 2, 4, 8):
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("batch_norm")
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, folder],
+        [sys.executable, "-c", PROGRAM, folder, request.param],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
         capture_output=True,
@@ -78,9 +81,10 @@ def folder(tmp_path_factory):
 def test_logits_gradients_and_statistics_are_those_of_one_device(folder, devices):
     one, several = np.load(folder / "1.npz"), np.load(folder / f"{devices}.npz")
     assert len(one.files) == len(several.files) == 1 + 7 + 1 + 4
+    allowed = 2e-2 if "bfloat16" in folder.name else 1e-5
     for name in one.files:
         scale = np.abs(one[name]).max()
-        np.testing.assert_allclose(several[name], one[name], atol=1e-5 * max(1, scale))
+        np.testing.assert_allclose(several[name], one[name], atol=allowed * max(1, scale))
 
 
 def run(norm, x, train=True):
