@@ -59,7 +59,7 @@ def reason() -> str | None:
         # Or OpenMP's threads would spin between two operations on the cores that XLA's work on.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         library = ctypes.CDLL(str(_compiled()))
-    except (Unusable, OSError) as error:
+    except (Unusable, OSError, RuntimeError) as error:  # the last: a user without a home
         return str(error)
     for name in _TARGETS:
         handler = jax.ffi.pycapsule(getattr(library, f"cifar_jax_{name}"))
@@ -86,7 +86,7 @@ def _compiled() -> Path:
     ]
     # Another machine that shares the cache may have other instructions.
     key = repr((command, jax.__version__, sorted(_cpu_flags()))).encode() + _SOURCE.read_bytes()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cifar_jax/native"
+    folder = Path("~/.cache/cifar_jax/native").expanduser()
     library = folder / f"{hashlib.sha256(key).hexdigest()[:16]}.so"
     if not library.exists():
         print("Compiling the bfloat16 operations for this CPU, once: about 10 s.", file=sys.stderr)

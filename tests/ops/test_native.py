@@ -199,7 +199,7 @@ def test_without_onednn(asked, monkeypatch):
 @pytest.fixture
 def onednn(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "_onednn", lambda: (tmp_path, tmp_path / "libdnnl.so.3"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 def test_without_a_compiler(asked, onednn, monkeypatch):
@@ -216,7 +216,7 @@ def test_a_compiler_that_fails_leaves_nothing(asked, onednn, monkeypatch, tmp_pa
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     assert asked() == f"{compiler} failed: x.cc:1: error: no such header"
-    assert list((tmp_path / "cifar_jax/native").iterdir()) == []
+    assert list((tmp_path / ".cache/cifar_jax/native").iterdir()) == []
     assert "once" in capfd.readouterr().err
 
 
