@@ -11,9 +11,12 @@ minutes: as many epochs as they take, of images that grow from 24 to 32 pixels. 
 alone, `batch=125` is another batch, with rates that follow it.
 """
 
+import re
+
 import ml_collections
 
 from cifar_jax.config import recipe
+from cifar_jax.errors import UsageError
 
 _EPOCHS_PER_MINUTE = 1.5  # of growing images, on such cores
 _START = 0.4  # minutes, with the evaluation
@@ -21,13 +24,15 @@ _START = 0.4  # minutes, with the evaluation
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """`argument`: MINUTES, batch=B, or MINUTES,batch=B."""
-    options = {"minutes": "", "batch": "2000"}
-    for part in filter(None, argument.split(",")):
-        name, _, value = part.rpartition("=")
-        options[name or "minutes"] = value
+    found = re.fullmatch(r"(\d*\.?\d+)?,?(?:batch=([1-9]\d*))?", argument)
+    if not found:
+        raise UsageError(
+            f"configs/airbench94.py:{argument}, expected minutes, batch=B, or both as 5,batch=500."
+        )
+    minutes, batch_size = found.groups()
     config = recipe("default")
     config.model.name = "airbench"
-    config.batch_size = int(options["batch"])
+    config.batch_size = int(batch_size or 2_000)
     config.num_epochs = 8.0
     config.eval.views = 6
 
@@ -38,9 +43,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     inputs.random_crop.fill = "reflect"
     inputs.flip.alternating = True
     inputs.standardize.by = "dataset"
-    if options["minutes"]:
+    if minutes:
         config.dtype = "bfloat16"
-        epochs = max(0.5, _EPOCHS_PER_MINUTE * (float(options["minutes"]) - _START))
+        epochs = max(0.5, _EPOCHS_PER_MINUTE * (float(minutes) - _START))
         config.num_epochs = epochs
         inputs.curriculum = ((3 / 8 * epochs, 24), (6 / 8 * epochs, 28))
 

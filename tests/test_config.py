@@ -54,6 +54,22 @@ def test_the_fast_recipe_follows_its_number_of_epochs():
     assert few.inputs.random_crop.max_shift < many.inputs.random_crop.max_shift
 
 
+def test_airbench_for_a_number_of_minutes():
+    config = config_lib.recipe("airbench94:5,batch=500")
+    assert (config.batch_size, config.dtype) == (500, "bfloat16")
+    assert config.num_epochs == pytest.approx(6.9)
+    assert config.inputs.curriculum == ((pytest.approx(2.5875), 24), (pytest.approx(5.175), 28))
+    assert config_lib.recipe("airbench94:.1").num_epochs == 0.5
+    whole = config_lib.recipe("airbench94")
+    assert (whole.num_epochs, whole.inputs.curriculum, whole.dtype) == (8, (), "float32")
+
+
+@pytest.mark.parametrize("argument", ["x", "5;", "batch=0", "batch=", "5batch", "-1", "minutes=5"])
+def test_airbench_for_nothing_that_it_knows(argument):
+    with pytest.raises(UsageError, match=f"airbench94.py:{argument}, expected minutes"):
+        config_lib.recipe(f"airbench94:{argument}")
+
+
 def test_airbench_sums_the_losses_of_any_batch():
     """Its rates and decays, of the sum of a batch's losses, as those of the mean."""
     for name, batch in (("airbench94", 2_000), ("airbench94:batch=250", 250)):

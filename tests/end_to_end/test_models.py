@@ -43,6 +43,7 @@ CASES = {
     "cnn 48x64x3": Case("default", (48, 64, 3), RESIZED),
     "cnn 28x28x1": Case("default", (28, 28, 1), {}),
     "airbench 32x32x3": Case("airbench94:batch=8", (32, 32, 3), {}),
+    "airbench growing": Case("airbench94:1,batch=8", (32, 32, 3), {"curriculum": ((1, 24),)}),
     "resnet 32x32x3": Case("resnet", (32, 32, 3), {}),
     "local 32x32x3": Case("local", (32, 32, 3), {}),
     "resnet 48x64x3": Case("resnet", (48, 64, 3), {"size": (48, 64)}),
