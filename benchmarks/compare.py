@@ -167,6 +167,8 @@ class Disagreement(Exception):
 
 def main(argv: Sequence[str]) -> int:
     args, console = parse(argv), Console()
+    if not console.is_terminal:
+        console.width = 120  # of the table, in a file
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

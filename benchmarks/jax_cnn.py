@@ -151,7 +151,8 @@ class ProgramStep:
     def __init__(self, config: ConfigDict):
         run = train.prepare(config)
         mesh, batch_size, count = run.mesh, config.batch_size, len(run.data)
-        self._first = lambda: replicas.replicate(run.state, mesh)
+        # Copies, as a step reuses the memory of the state that it is given.
+        self._first = lambda: replicas.replicate(jax.tree.map(jnp.copy, run.state), mesh)
         images, labels, _ = run.data.load()
         self._dataset = replicas.replicate({"image": images, "label": labels}, mesh)
         self.steps_per_call = config.steps_per_call or replicas.steps_per_call(mesh)
