@@ -8,6 +8,7 @@ gives the class of each image by the initial running statistics.
 
 import numpy as np
 
+from benchmarks import task
 from benchmarks.task import NUM_CLASSES, Batch
 
 WIDTHS, FEATURES, SIZE = (64, 256, 256), 24, 32
@@ -43,12 +44,5 @@ def make_weights(seed: int = 0) -> Weights:
     return weights | {"linear/kernel": kernel(channels, NUM_CLASSES) * np.float32(channels**0.5)}
 
 
-def make_batches(batch_size: int, seed: int = 1) -> list[Batch]:
-    rng = np.random.default_rng(seed)
-    return [
-        Batch(
-            rng.standard_normal((batch_size, SIZE, SIZE, 3), np.float32),
-            rng.integers(0, NUM_CLASSES, batch_size, np.int32),
-        )
-        for _ in range(NUM_BATCHES)
-    ]
+def make_batches(batch_size: int) -> list[Batch]:
+    return task.make_batches(batch_size, size=SIZE, count=NUM_BATCHES)

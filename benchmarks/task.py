@@ -70,15 +70,18 @@ def make_weights(seed: int = 0) -> Weights:
     }
 
 
-def make_batches(batch_size: int, seed: int = 1) -> list[Batch]:
-    """`NUM_BATCHES` batches of noise. Speed and agreement do not depend on what is in a picture."""
+def make_batches(
+    batch_size: int, seed: int = 1, size: int = SIZE, count: int = NUM_BATCHES
+) -> list[Batch]:
+    """`count` batches of noise, `size` pixels a side: neither speed nor agreement depend on what is
+    in a picture."""
     rng = np.random.default_rng(seed)
     return [
         Batch(
-            rng.standard_normal((batch_size, SIZE, SIZE, 3), np.float32),
+            rng.standard_normal((batch_size, size, size, 3), np.float32),
             rng.integers(0, NUM_CLASSES, batch_size, np.int32),
         )
-        for _ in range(NUM_BATCHES)
+        for _ in range(count)
     ]
 
 

@@ -19,6 +19,7 @@
 #include <mutex>
 #include <numeric>
 #include <tuple>
+#include <unordered_map>
 #include <vector>
 
 #include "oneapi/dnnl/dnnl.hpp"
@@ -179,6 +180,24 @@ Pass& pass_of(std::map<Conv, std::unique_ptr<Pass>>& made, const Conv& conv, Mak
   return *pass;
 }
 
+// A pass that multiplies with a kernel: a float32 one, rounded.
+template <class Primitive, class Desc>
+void multiply(const Conv& conv, Desc (Conv::*describe)() const, const Float& kernel,
+              std::unordered_map<int, memory> arguments) {
+  static std::map<Conv, std::unique_ptr<Pass>> made;
+  Pass& pass = pass_of(made, conv, [&] {
+    Desc desc = (conv.*describe)();
+    auto outer = conv.kernels(Type::f32, Layout::hwio), inner = desc.weights_desc();
+    return Pass{Primitive(desc), outer, inner, dnnl::reorder({cpu(), outer, cpu(), inner})};
+  });
+  dnnl::stream stream(cpu());
+  memory given = over(pass.outer, kernel.untyped_data()), own(pass.inner, cpu());
+  pass.reorder.execute(stream, given, own);
+  arguments.emplace(DNNL_ARG_WEIGHTS, own);
+  pass.run.execute(stream, arguments);
+  stream.wait();
+}
+
 template <class Work>
 ffi::Error guarded(Work work) {
   try {
@@ -190,45 +209,25 @@ ffi::Error guarded(Work work) {
   }
 }
 
-// y = x * kernel; of a float32 kernel, rounded.
+// y = x * kernel.
 ffi::Error conv_forward(Half x, Float kernel, HalfOut y, int64_t low) {
   return guarded([&] {
-    static std::map<Conv, std::unique_ptr<Pass>> made;
     Conv conv{four(x.dimensions()), four(kernel.dimensions()), four(y->dimensions()), low};
-    Pass& pass = pass_of(made, conv, [&] {
-      auto desc = conv.forward();
-      auto outer = conv.kernels(Type::f32, Layout::hwio), inner = desc.weights_desc();
-      return Pass{dnnl::convolution_forward(desc), outer, inner,
-                  dnnl::reorder({cpu(), outer, cpu(), inner})};
-    });
-    dnnl::stream stream(cpu());
-    memory given = over(pass.outer, kernel.untyped_data()), own(pass.inner, cpu());
-    pass.reorder.execute(stream, given, own);
-    pass.run.execute(stream, {{DNNL_ARG_SRC, over(conv.images(conv.x), x.untyped_data())},
-                              {DNNL_ARG_WEIGHTS, own},
-                              {DNNL_ARG_DST, over(conv.images(conv.y), y->untyped_data())}});
-    stream.wait();
+    multiply<dnnl::convolution_forward>(
+        conv, &Conv::forward, kernel,
+        {{DNNL_ARG_SRC, over(conv.images(conv.x), x.untyped_data())},
+         {DNNL_ARG_DST, over(conv.images(conv.y), y->untyped_data())}});
   });
 }
 
 // The gradient of x.
 ffi::Error conv_backward_data(Half dy, Float kernel, HalfOut dx, int64_t low) {
   return guarded([&] {
-    static std::map<Conv, std::unique_ptr<Pass>> made;
     Conv conv{four(dx->dimensions()), four(kernel.dimensions()), four(dy.dimensions()), low};
-    Pass& pass = pass_of(made, conv, [&] {
-      auto desc = conv.backward_data();
-      auto outer = conv.kernels(Type::f32, Layout::hwio), inner = desc.weights_desc();
-      return Pass{dnnl::convolution_backward_data(desc), outer, inner,
-                  dnnl::reorder({cpu(), outer, cpu(), inner})};
-    });
-    dnnl::stream stream(cpu());
-    memory given = over(pass.outer, kernel.untyped_data()), own(pass.inner, cpu());
-    pass.reorder.execute(stream, given, own);
-    pass.run.execute(stream, {{DNNL_ARG_DIFF_DST, over(conv.images(conv.y), dy.untyped_data())},
-                              {DNNL_ARG_WEIGHTS, own},
-                              {DNNL_ARG_DIFF_SRC, over(conv.images(conv.x), dx->untyped_data())}});
-    stream.wait();
+    multiply<dnnl::convolution_backward_data>(
+        conv, &Conv::backward_data, kernel,
+        {{DNNL_ARG_DIFF_DST, over(conv.images(conv.y), dy.untyped_data())},
+         {DNNL_ARG_DIFF_SRC, over(conv.images(conv.x), dx->untyped_data())}});
   });
 }
 

@@ -11,7 +11,7 @@ from cifar_jax.inputs import Curriculum
 
 
 def shapes_at(curriculum, step):
-    """What the function that is applied sees; by its mean, as all results have one shape."""
+    """The size of the images that the function is applied to."""
     seen = []
 
     def function(images):
