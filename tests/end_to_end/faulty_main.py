@@ -2,7 +2,8 @@
 
 add FLAG             one more flag
 devices N            so many devices in place of one
-kill in step N       SIGKILL before its part of step N, for which the others wait
+kill in step N       SIGKILL before its part of step N, for which the others wait, and once the
+                     last checkpoint is complete, which is written beside the steps
 stop in step N       SIGSTOP there
 kill in save N       SIGKILL when its part of checkpoint N is being written
 slow end N           N seconds longer than usual for its log at the end
@@ -28,14 +29,23 @@ def end(number: signal.Signals) -> None:
 
 def break_step(wanted: int, number: signal.Signals) -> None:
     from cifar_jax.loop.calls import Calls
+    from cifar_jax.workdir import pytrees
 
-    call = Calls.__call__
+    call, save = Calls.__call__, pytrees.Writer.save
+    saved = []  # futures
+
+    def save_and_remember(self, *rest):
+        save(self, *rest)
+        saved.append(self._pending)
 
     def faulty(self, state, step, *rest):
         if step == wanted:
+            for checkpoint in saved:
+                checkpoint.result()
             end(number)
         return call(self, state, step, *rest)
 
+    pytrees.Writer.save = save_and_remember
     Calls.__call__ = faulty
 
 
