@@ -22,6 +22,7 @@ from cifar_jax import models, steps, train
 from cifar_jax.data import feeds, splits
 from cifar_jax.devices import replicas
 from cifar_jax.loop.calls import compile_steps
+from cifar_jax.members import proxy
 
 EVAL_BATCH = 2_000  # images; as the records have it
 
@@ -57,10 +58,7 @@ class WholeTraining:
         self._test = self._batches(splits.open(config.data, "test", config.seed))
         bound = run.step.keywords
         self._model, self._inputs = bound["model"], bound["inputs"]
-        self._optimizer = bound["optimizer"]
-        self._init = jax.jit(
-            lambda key: models.init(self._model, key, self._inputs.image_shape),
-        )
+        self._init = jax.jit(models.init, static_argnums=(0, 2))
         fit = images[: models.images_to_fit(self._model)]
         self._to_fit = jax.device_put(fit)
         self._standardize = jax.jit(lambda images: self._inputs.evaluate(images)[0])
@@ -90,12 +88,19 @@ class WholeTraining:
         return replicas.data_parallel(step, self._mesh, sharded={1: 0}, per_image=True)
 
     def _state(self, seed: int) -> steps.TrainState:
-        variables = self._init(jax.random.key(seed))
+        keys = jax.random.split(jax.random.key(seed))
+        state = self._first_state(self._run.step, keys[0])
+        if other := self._run.step.keywords.get("proxy"):
+            state = proxy.with_proxy(state, self._first_state(other, keys[1]))
+        return replicas.replicate(state, self._mesh)
+
+    def _first_state(self, step: partial, key: jax.Array) -> steps.TrainState:
+        model = step.keywords["model"]
+        variables = self._init(model, key, self._inputs.image_shape)
         if len(self._to_fit):
             seen = self._standardize(self._to_fit)
-            variables = models.init_from_data(self._model, variables, seen)
-        state = steps.init_state(variables, self._optimizer)
-        return replicas.replicate(state, self._mesh)
+            variables = models.init_from_data(model, variables, seen)
+        return steps.init_state(variables, step.keywords["optimizer"])
 
     def _order(self, seed: int) -> dict[str, jax.Array]:
         sharding = NamedSharding(self._mesh, P(None, replicas.AXIS))

@@ -187,6 +187,7 @@ def validate(config: ConfigDict) -> None:
         ("cluster", ("", "auto")),
         ("dtype", DTYPES),
         ("model.name", models.NAMES),
+        ("proxy.model", ("", *models.NAMES)),
         ("data.placement", feeds.PLACEMENTS),
         ("optim.name", optim.NAMES),
         ("optim.schedule", optim.SCHEDULES),
@@ -212,6 +213,8 @@ def _validate_numbers(config: ConfigDict) -> None:
         "heartbeat_seconds",
         "num_epochs",
         "log_every_steps",
+        "proxy.keep",
+        "proxy.every",
         "data.num_threads",
         "data.prefetch",
         "optim.learning_rate",
@@ -231,6 +234,10 @@ def _validate_numbers(config: ConfigDict) -> None:
         "optim.momentum",
         "optim.final_factor",
         "optim.warmup_epochs",
+        "optim.warmup_factor",
+        "optim.lookahead.every",
+        "optim.lookahead.power",
+        "optim.lookahead.start",
         "optim.label_smoothing",
         "optim.weight_decay",
         "optim.ema_decay",
@@ -247,7 +254,13 @@ def _validate_numbers(config: ConfigDict) -> None:
         if not math.isfinite(value) or value < 0 or (path in positive and value == 0):
             expected = "more than 0" if path in positive else "0 or more"
             raise UsageError(f"config.{path} = {value}, expected {expected}.")
-    for path in ("optim.momentum", "optim.label_smoothing", "optim.ema_decay"):
+    for path in (
+        "proxy.keep",
+        "optim.momentum",
+        "optim.label_smoothing",
+        "optim.ema_decay",
+        "optim.lookahead.start",
+    ):
         if (value := _get(config, path)) >= 1:
             raise UsageError(f"config.{path} = {value}, expected less than 1.")
     if (last := config.seed + config.num_seeds - 1) >= 2**32:
@@ -272,6 +285,8 @@ def _validate_combinations(config: ConfigDict) -> None:
             f"config.accumulate = {config.accumulate} does not divide the "
             f"{config.batch_size // devices} images of a device."
         )
+    if config.proxy.model:
+        _validate_proxy(config, devices)
     at_once = config.batch_size // (devices * config.accumulate)
     if at_once % 2 and inputs.mixes(config.inputs):
         raise UsageError(
@@ -306,6 +321,20 @@ def _validate_combinations(config: ConfigDict) -> None:
             _validate_numbers(own)
 
 
+def _validate_proxy(config: ConfigDict, devices: int) -> None:
+    kept, parts = config.batch_size * config.proxy.keep, devices * config.accumulate
+    if kept % parts:
+        raise UsageError(
+            f"config.proxy.keep = {config.proxy.keep} of {config.batch_size} images are {kept:g}, "
+            f"which {devices} devices and config.accumulate = {config.accumulate} do not divide."
+        )
+    if inputs.mixes(config.inputs):
+        raise UsageError(
+            "config.proxy.model chooses single images, and config.inputs.transforms mixes them in "
+            "pairs. Leave out one of them."
+        )
+
+
 def _validate_for_several(config: ConfigDict) -> None:
     """Networks that train together share images on the device; each has its own order of them."""
     for path, alone, why in (
@@ -314,6 +343,7 @@ def _validate_for_several(config: ConfigDict) -> None:
         ("cluster", "", "it is for one process"),
         ("shard_optimizer", False, "it is for one network"),
         ("init_from", "", "it is for one network"),
+        ("proxy.model", "", "it is for one network"),
     ):
         if (value := _get(config, path)) != alone:
             raise UsageError(

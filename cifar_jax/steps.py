@@ -26,7 +26,9 @@ from cifar_jax.inputs import Curriculum, Inputs, Targets
 from cifar_jax.inputs import weights as view_weights
 from cifar_jax.optim import ema, layers
 
-Batch = dict[str, jax.Array]  # "image" uint8 [B, H, W, C]; int32 [B]: "label", "index", "epoch"
+# "image" uint8 [B, H, W, C]; int32 [B]: "label", "index", "epoch", and where the images were chosen
+# from a larger batch, their "position" there
+Batch = dict[str, jax.Array]
 Variables = dict[str, Any]  # "params", and a collection for each kind of state that the model has
 Metrics = dict[str, jax.Array]
 SHOWN = 16  # images of a batch in the summaries of images and activations
@@ -96,14 +98,17 @@ def predict(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Ar
     return lax.platform_dependent(variables, images, cpu=in_chunks, default=apply)
 
 
-def image_keys(seed: int, step: jax.Array, count: int) -> jax.Array:
+def image_keys(
+    seed: int, step: jax.Array, count: int, position: jax.Array | None = None
+) -> jax.Array:
     """A key for each of this replica's `count` images, by its position in the global batch.
 
     The position, and not the replica, decides, so that an image is transformed alike on any number
-    of devices.
+    of devices. None: the replicas' parts follow each other.
     """
     key = jax.random.fold_in(jax.random.key(seed), step)
-    position = lax.axis_index(AXIS) * count + jnp.arange(count)
+    if position is None:
+        position = lax.axis_index(AXIS) * count + jnp.arange(count)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, position)
 
 
@@ -132,6 +137,7 @@ def train_step(
     inputs: Inputs,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    num_steps: int,
     mesh: Mesh,
     class_weights: tuple[float, ...] | None = None,
     curriculum: Curriculum = Curriculum(),  # noqa: B008  (immutable)
@@ -183,8 +189,12 @@ def train_step(
     if detail >= Detail.TENSORS:
         aux |= {"gradients": gradients, "params": state.params}
     params = optax.apply_updates(state.params, updates)
-    step = state.step + 1
-    average = ema.update(state.ema, {"params": params, **model_state}, step, config.optim.ema_decay)
+    step, variables = state.step + 1, {"params": params, **model_state}
+    if config.optim.lookahead.every:
+        average, variables = ema.lookahead(state.ema, variables, step, config.optim, num_steps)
+    else:
+        average = ema.update(state.ema, variables, step, config.optim.ema_decay)
+    params, model_state = split_variables(variables)
     return TrainState(step, params, model_state, opt_state, average), metrics, aux
 
 
@@ -209,7 +219,7 @@ def mean_gradient(
     Runs on each replica, with its part of the batch.
     """
     batch = batch | {name: array[batch["index"]] for name, array in dataset.items()}
-    keys = image_keys(config.seed, step, len(batch["label"]))
+    keys = image_keys(config.seed, step, len(batch["label"]), batch.get("position"))
     # The gradient with respect to parameters that are one value for all replicas would arrive
     # summed over them. As a value of each replica it arrives local, for pmean to average.
     params = lax.pcast(params, AXIS, to="varying")

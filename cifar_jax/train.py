@@ -26,6 +26,7 @@ from cifar_jax.loop.calls import Calls, NotCompiled
 from cifar_jax.loop.saver import SAVE, AfterCheckpoint, Saver
 from cifar_jax.loop.signals import Stop
 from cifar_jax.loop.trace import Trace
+from cifar_jax.members import proxy
 from cifar_jax.members.log import Logs
 from cifar_jax.members.saver import Savers
 from cifar_jax.members.step import base
@@ -46,7 +47,7 @@ class Training(NamedTuple):
     data: Images
     dataset: Description
     num_steps: int
-    step: partial  # steps.train_step, bound
+    step: partial  # steps.train_step or that of members.proxy, bound
     state: steps.TrainState  # before the first step
 
     @property
@@ -235,10 +236,13 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
         inputs=inputs,
         optimizer=optimizer,
         schedule=optim.make_schedule(config.optim, steps_per_epoch, num_steps),
+        num_steps=num_steps,
         mesh=replicas.make_mesh(config.num_devices),
         class_weights=dataset.class_weights() if config.data.balance else None,
         curriculum=inputs_lib.curriculum(config.inputs, steps_per_epoch),
     )
+    if config.proxy.model:
+        step = proxy.bind(step, steps_per_epoch, num_steps)
     state = first_state(step, data, config.seed)
     _check_sizes(step, state)
     return Training(config, data, dataset, num_steps, step, state)
@@ -259,8 +263,16 @@ def _check_sizes(step: partial, state: steps.TrainState) -> None:
 
 def first_state(step: partial, data: Images, seed: int) -> steps.TrainState:
     """The state before the first step, whose parameters the seed draws."""
+    key = jax.random.key(seed)
+    state = _first_state(step, data, seed, key)
+    if other := step.keywords.get("proxy"):
+        return proxy.with_proxy(state, _first_state(other, data, seed, jax.random.split(key)[0]))
+    return state
+
+
+def _first_state(step: partial, data: Images, seed: int, key: jax.Array) -> steps.TrainState:
     model, inputs = step.keywords["model"], step.keywords["inputs"]
-    variables = models.init(model, jax.random.key(seed), inputs.image_shape)
+    variables = models.init(model, key, inputs.image_shape)
     if count := models.images_to_fit(model):
         # Drawn, as a dataset may be sorted by class; and of one process, to the last bit.
         drawn = np.arange(min(count, len(data)))
@@ -283,7 +295,8 @@ def _transferred(
         source = files.resolve(run.config.init_from, "config.init_from")
         variables = transfer.take(source, variables)
     # Anew, as an optimiser's state may be of the initial parameters.
-    return steps.init_state(replicas.broadcast(variables), run.step.keywords["optimizer"])
+    taken = steps.init_state(replicas.broadcast(variables), run.step.keywords["optimizer"])
+    return run.state.replace(**vars(taken))  # a proxy keeps its own
 
 
 def _forget_evaluations(workdir: Path, step: int) -> None:

@@ -41,7 +41,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every_steps = 10
 
     config.model = ml_collections.ConfigDict()
-    config.model.name = "cnn"  # the tutorial's; 'cnn_local', 'resnet18' or 'airbench'
+    config.model.name = "cnn"  # the tutorial's; 'cnn_local', 'resnet18', 'airbench' or 'airbench96'
+
+    # A smaller network, as 'airbench_small', that looks at each batch first: the model is trained
+    # on the images for which that one has the greatest loss. '': none, and the model sees all.
+    config.proxy = ml_collections.ConfigDict()
+    config.proxy.model = ""
+    config.proxy.keep = 0.5  # share of a batch that is left for the model
+    config.proxy.every = 4  # steps from one in which it is trained itself, on these, to the next
 
     config.data = data = ml_collections.ConfigDict()
     data.name = (
@@ -124,7 +131,8 @@ def get_config() -> ml_collections.ConfigDict:
     optim.decay_epochs = 350.0  # exponential: a step of the staircase
     optim.decay_factor = 0.1  # exponential: what each step multiplies the rate by
     optim.final_factor = 0.0  # cosine, linear: the last rate / learning_rate
-    optim.warmup_epochs = 0.0  # linear from 0, before any of the schedules
+    optim.warmup_epochs = 0.0  # linear, before any of the schedules
+    optim.warmup_factor = 0.0  # the first rate / learning_rate
     optim.label_smoothing = 0.0  # of the labels' weight, spread over all classes
     optim.weight_decay = 0.004  # L2 on the parameters of decay_params, which mean nothing with 0.0
     optim.decay_params = ("local3/kernel", "local4/kernel")  # paths; * is any text: '*/kernel'
@@ -135,6 +143,12 @@ def get_config() -> ml_collections.ConfigDict:
     # linear or cosine), and for muon muon_steps (5) and fixed_norm (False).
     optim.groups = ()
     optim.ema_decay = 0.9999  # of the EMA of parameters and model state, once its warm-up is over
+    # Lookahead: every so many steps the EMA moves, and parameters and model state return to it. Its
+    # decay has no warm-up, but is ema_decay · (step / steps of the run)^power.
+    optim.lookahead = ml_collections.ConfigDict()
+    optim.lookahead.every = 0  # 0: an EMA that moves at each step, and to which nothing returns
+    optim.lookahead.power = 0.0
+    optim.lookahead.start = 0.0  # share of the run before it, in which the EMA is what it is of
 
     config.summaries = summaries = ml_collections.ConfigDict()
     summaries.scalars = 10  # steps from one to the next, as of the others; 0: none

@@ -57,8 +57,11 @@ def folder(tmp_path):
         (["e"], ["eval", "export"]),
         (["train", "--rest"], ["--restart"]),
         (["train", "--work"], ["--workdir="]),
-        (["train", "--config", "=", "air"], ["airbench94"]),  # as readline breaks it
-        (["train", "--config=air"], ["--config=airbench94"]),  # as zsh has it
+        (["train", "--config", "=", "air"], ["airbench94", "airbench96"]),  # as readline breaks it
+        (
+            ["train", "--config=air"],
+            ["--config=airbench94", "--config=airbench96"],
+        ),  # as zsh has it
         (["train", "--config.optim.le"], ["--config.optim.learning_rate="]),
         (["eval", "--split", "="], ["train", "validation", "test"]),
         (["export", "--weights", "=", "int"], ["int8"]),
@@ -80,7 +83,7 @@ def test_it_completes(script, words, expected):
     [
         ("ex", ["export"]),
         ("train --rest", ["--restart"]),
-        ("train --config=air", ["--config=airbench94"]),
+        ("train --config=airbench94", ["--config=airbench94"]),
         ("train --config=r", ["--config=resnet", "--config=runs/"]),
         ("train --config.optim.learning_r", ["--config.optim.learning_rate"]),
         ("eval --split ", ["test", "train", "validation"]),
@@ -103,7 +106,7 @@ def test_fish_completes(folder, line, expected):
     ("line", "expected"),
     [
         ("ex", "export"),
-        ("train --config=air", "train --config=airbench94"),
+        ("train --config=lo", "train --config=local"),
         ("eval --workdir=ru", "eval --workdir=runs/"),
         ("predict ru", "predict runs/"),
     ],

@@ -23,7 +23,10 @@ ROOMS = {  # what each may import beside `EVERYWHERE` and itself
     "workdir": {"config", "data"},
     "telemetry": {"workdir", "config", "steps", "models", "optim"},
     "loop": {"telemetry", "workdir", "data", "steps", "optim", "devices"},
-    "members": {"loop", "telemetry", "workdir", "config", "steps"},
+    "members": {
+        *("loop", "telemetry", "workdir", "config", "steps"),
+        *("inputs", "models", "optim", "devices"),
+    },
 }
 ALL = set(ROOMS)
 ROOMS |= {

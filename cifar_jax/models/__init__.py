@@ -6,7 +6,8 @@ returns float32 logits [B, num_classes]. Collections other than "params", such a
 statistics, are its state. It publishes the outputs of its layers (`activations.publish`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,11 +18,14 @@ from cifar_jax.errors import UsageError, reason
 from cifar_jax.models import activations, airbench, cnn, cnn_local, resnet
 from cifar_jax.ops import native
 
-_MODELS: dict[str, type[nn.Module]] = {
+_airbench96 = partial(airbench.Airbench, momentum=0.9, divisor=9.0)
+_MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": cnn.CNN,
     "cnn_local": cnn_local.CNNLocal,
     "resnet18": resnet.ResNet18,
     "airbench": airbench.Airbench,
+    "airbench96": partial(_airbench96, widths=(128, 384, 512), depth=3),
+    "airbench_small": partial(_airbench96, widths=(32, 64, 64)),
 }
 NAMES = tuple(_MODELS)
 _LARGE = 256  # pixels of a side: what fails there, too, is not for want of pixels

@@ -1,8 +1,11 @@
-"""The network of airbench94 (Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024):
-1,971,640 parameters for ten classes, of which the whitening filters do not learn.
+"""The networks of airbench94 and airbench96 (Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single
+GPU, 2024). That of airbench94 has 1,971,640 parameters for ten classes, of which the whitening
+filters do not learn.
 
 whiten → three groups of [conv1 → pool → norm1 → conv2 → norm2] → max pool → linear, with a GELU
-after the whitening and after each normalisation; the logits are divided by the number of features.
+after the whitening and after each normalisation; the logits are divided by a constant. A group of
+depth 3 goes on with [conv3 → norm3], to which the output of its first GELU is added before the
+last one.
 """
 
 from typing import Any
@@ -17,7 +20,7 @@ from cifar_jax.models.activations import publish, wanted
 from cifar_jax.models.batch_norm import BatchNorm
 from cifar_jax.ops.conv import conv, product
 from cifar_jax.ops.max_pool import max_pool_blocks
-from cifar_jax.ops.norm_gelu import bias_gelu
+from cifar_jax.ops.norm_gelu import bias_gelu, gelu
 
 _WINDOW = 2  # of the whitening
 _EPSILON = 5e-4  # added to the eigenvalues: the weakest patterns are those of noise
@@ -32,6 +35,10 @@ class Airbench(nn.Module):
     num_classes: int = 10
     dtype: str = "float32"
     widths: tuple[int, ...] = (64, 256, 256)  # channels of each group
+    depth: int = 2  # convolutions of each group: 2 or 3
+    momentum: float = 0.6  # of the running averages of the batch statistics
+    # Of the logits; 0: the number of features, for a last kernel with a standard deviation of 1.
+    divisor: float = 0.0
 
     images_to_fit = 5_000  # that decide the whitening filters; no field
 
@@ -39,15 +46,19 @@ class Airbench(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         x = publish(self, "gelu", self._whiten(images.astype(self.dtype)))
         for number, channels in enumerate(self.widths, 1):
-            x = Group(channels, name=f"group{number}")(x, train=train)
+            group = Group(channels, self.depth, self.momentum, name=f"group{number}")
+            x = group(x, train=train)
         # The whole map where it is smaller than the window.
         x = publish(self, "pool", max_pool_blocks(x, min(3, *x.shape[1:3])))
         x = x.reshape(x.shape[0], -1)
 
         shape = (x.shape[-1], self.num_classes)
-        kernel = self.param("linear", lambda key: {"kernel": head(key, shape)})["kernel"]
-        logits = product(x, kernel) / x.shape[-1]
+        kernel = self.param("linear", lambda key: {"kernel": self._head(key, shape)})["kernel"]
+        logits = product(x, kernel) / (self.divisor or x.shape[-1])
         return publish(self, "linear", logits.astype(jnp.float32))
+
+    def _head(self, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        return uniform(key, shape, shape[0]) if self.divisor else head(key, shape)
 
     def _whiten(self, x: jax.Array) -> jax.Array:
         """A 2x2 convolution that decorrelates the values of a patch; twice, with both signs. And
@@ -80,24 +91,31 @@ class Airbench(nn.Module):
 
 
 class Group(nn.Module):
-    """Two 3x3 convolutions to `channels`, with a pooling after the first."""
+    """Two or three 3x3 convolutions to `channels`, with a pooling after the first."""
 
     channels: int
+    depth: int
+    momentum: float
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = publish(self, "pool", max_pool_blocks(self._conv("conv1", x), min(2, *x.shape[1:3])))
         x = publish(self, "gelu1", self._norm("norm1")(x, train=train))
-        x = self._conv("conv2", x)
-        return publish(self, "gelu2", self._norm("norm2")(x, train=train))
+        y = self._conv("conv2", x)
+        y = publish(self, "gelu2", self._norm("norm2")(y, train=train))
+        if self.depth == 2:
+            return y
+        y = self._norm("norm3", gelu=False)(self._conv("conv3", y), train=train)
+        return publish(self, "gelu3", gelu(y + x))
 
     def _conv(self, name: str, x: jax.Array) -> jax.Array:
         shape = (3, 3, x.shape[-1], self.channels)
         kernel = self.param(name, lambda key: {"kernel": partly_identity(key, shape)})["kernel"]
         return publish(self, name, conv(x, kernel))
 
-    def _norm(self, name: str) -> BatchNorm:
-        return BatchNorm(use_scale=False, epsilon=1e-12, momentum=0.6, gelu=True, name=name)
+    def _norm(self, name: str, gelu: bool = True) -> BatchNorm:
+        momentum = self.momentum
+        return BatchNorm(use_scale=False, gelu=gelu, epsilon=1e-12, momentum=momentum, name=name)
 
 
 # -- initial values --

@@ -13,6 +13,7 @@ def make_schedule(config: ConfigDict, steps_per_epoch: float, num_steps: int) ->
 
     exponential: a staircase, times decay_factor every decay_epochs (in steps, truncated, as the
     tutorial counts them). cosine and linear: down to final_factor at the last of `num_steps`.
+    Before any of them, warmup_epochs from warmup_factor up to 1.
     """
     peak, warmup = config.learning_rate, int(config.warmup_epochs * steps_per_epoch)
     remaining = max(1, num_steps - warmup)
@@ -29,4 +30,6 @@ def make_schedule(config: ConfigDict, steps_per_epoch: float, num_steps: int) ->
         raise unknown("config.optim.schedule", config.schedule, SCHEDULES)
     if not warmup:
         return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
+    return optax.join_schedules(
+        [optax.linear_schedule(peak * config.warmup_factor, peak, warmup), decay], [warmup]
+    )

@@ -1,12 +1,14 @@
 """The GPU's benchmark where there is none: what it says, what it tells, one real measurement."""
 
 import json
+from functools import partial
 
 import jax
 import pytest
 
 from benchmarks import gpu, gpu_case, jax_cnn, published_airbench, whole_training
 from cifar_jax import models, steps
+from cifar_jax.models.airbench import Airbench
 
 SPEED = {"train_images_per_second": 1e6, "eval_images_per_second": 3e6, "peak_bytes": 2**28}
 
@@ -132,10 +134,13 @@ def test_a_whole_run_for_real(data_dir):
 
 
 @pytest.mark.slow
-def test_whole_trainings_for_real(data_dir, monkeypatch):
+@pytest.mark.parametrize("recipe", ["default", "airbench96"])
+def test_whole_trainings_for_real(recipe, data_dir, monkeypatch):
     monkeypatch.setattr(whole_training, "EVAL_BATCH", 40)
+    for name in ("airbench96", "airbench_small"):
+        monkeypatch.setitem(models._MODELS, name, partial(Airbench, widths=(4, 4, 4), depth=3))
     fields = {"batch_size": 16, "num_steps": 2, "eval.views": 2}
-    first, second = whole_training.measure("default", str(data_dir), 2, **fields)
+    first, second = whole_training.measure(recipe, str(data_dir), 2, **fields)
     assert first.accuracy != second.accuracy or first.single_view != second.single_view
     assert 0 < first.training < first.seconds
     assert 0 <= first.single_view <= 1

@@ -149,12 +149,14 @@ from cifar_jax.workdir import records
 
 models._MODELS["airbench"] = functools.partial(Airbench, widths=(4, 4, 4))
 found = {}
-for name in ("1", "2", "4", "4 split"):
+for name in ("1", "2", "4", "4 split", "1 proxy", "2 proxy"):
     config = config_lib.recipe("airbench94:batch=8")
     config.data.update(name="npz", dir=sys.argv[1])
     config.inputs.size = (28, 28)
     config.update(num_steps=12, num_devices=int(name[0]))
     config.shard_optimizer = "split" in name
+    if "proxy" in name:
+        config.proxy.update(model="airbench", every=2)
     config.optim.learning_rate /= 10  # noise amplifies no rounding yet
     config.optim.groups = tuple(
         {**group, "learning_rate": group["learning_rate"] / 10} if "learning_rate" in group
@@ -174,7 +176,7 @@ Path(sys.argv[1], "found.json").write_text(json.dumps(found))
 @pytest.mark.slow
 def test_batch_statistics_are_those_of_all_devices(tmp_path):
     """12 steps of airbench's recipe on 1, 2 and 4, with its flips, groups and running averages; and
-    with the optimiser's state split over them."""
+    with the optimiser's state split over them, and with a proxy that chooses among all images."""
     write(tmp_path, (28, 28, 1))
     flags = "--xla_force_host_platform_device_count=4"
     environment = {**os.environ, "XLA_FLAGS": flags}
@@ -189,6 +191,8 @@ def test_batch_statistics_are_those_of_all_devices(tmp_path):
     assert "Training on 4 CPU devices." in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     assert len(found["1"][0]) == 12
-    for name in ("2", "4", "4 split"):
-        for several, one in zip(found[name], found["1"], strict=True):
+    for name in ("2", "4", "4 split", "2 proxy"):
+        for several, one in zip(
+            found[name], found["1" + name[1:].replace(" split", "")], strict=True
+        ):
             np.testing.assert_allclose(several, one, rtol=1e-3)

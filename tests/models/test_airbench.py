@@ -1,4 +1,6 @@
-"""airbench94's network against its definition in numpy and, where it is installed, in PyTorch."""
+"""airbench's networks against their definition in numpy and, where it is installed, in PyTorch."""
+
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,47 +13,59 @@ from cifar_jax.models.airbench import Airbench
 from tests.models import reference
 
 SHAPE = (4, 26, 26, 3)  # 25, then 12, 6 and 3: the last pooling has its whole window
+KEY = jax.random.key(0)
 FROZEN = ("whiten/kernel",)
 
 
-def network(ops, variables, images, train):
+def network(ops, variables, images, train, momentum=0.6, divisor=None):
     """The reference, with the weights' own sizes."""
     params, stats = variables["params"], variables["batch_stats"]
     running = {}
 
-    def norm(x, group, name):
+    def norm(x, group, name, shortcut=0):
         weights, path = params[group][name], f"{group}/{name}"
-        y, running[path] = ops.batch_norm(x, weights, stats[group][name], train, 1e-12, 0.6)
-        return ops.gelu(y)
+        y, running[path] = ops.batch_norm(x, weights, stats[group][name], train, 1e-12, momentum)
+        return ops.gelu(y + shortcut)
 
     x = ops.gelu(ops.conv(images, params["whiten"]["kernel"]) + params["whiten"]["bias"])
     for group in ("group1", "group2", "group3"):
         x = ops.max_pool(ops.conv(x, params[group]["conv1"]["kernel"], 1, 1), 2)
-        x = norm(x, group, "norm1")
+        first = x = norm(x, group, "norm1")
         x = norm(ops.conv(x, params[group]["conv2"]["kernel"], 1, 1), group, "norm2")
+        if "conv3" in params[group]:
+            y = ops.conv(x, params[group]["conv3"]["kernel"], 1, 1)
+            x = norm(y, group, "norm3", first)
     x = ops.max_pool(x, 3).reshape(len(x), -1)
-    return x @ params["linear"]["kernel"] / x.shape[1], running
+    return x @ params["linear"]["kernel"] / (divisor or x.shape[1]), running
 
 
-@pytest.fixture(scope="module")
-def model():
-    return Airbench(num_classes=5, widths=(4, 6, 6))
+OF_96 = {"momentum": 0.9, "divisor": 9.0}
 
 
-@pytest.fixture(scope="module")
-def variables(model):
-    return reference.random_variables(model, SHAPE[1:])
+@pytest.fixture(scope="module", params=["airbench94", "airbench96"])
+def case(request):
+    """(model, reference, variables)."""
+    of_96 = request.param == "airbench96"
+    options = {"depth": 3, **OF_96} if of_96 else {}
+    model = Airbench(num_classes=5, widths=(4, 6, 6), **options)
+    defined = partial(network, **OF_96) if of_96 else network
+    return model, defined, reference.random_variables(model, SHAPE[1:])
 
 
-def test_it_is_its_definition_in_numpy(model, variables):
-    batch = reference.batch(SHAPE, 5)
-    reference.compare_with_numpy(model, network, variables, *batch, frozen=FROZEN)
+def test_it_is_its_definition_in_numpy(case):
+    reference.compare_with_numpy(*case, *reference.batch(SHAPE, 5), frozen=FROZEN)
 
 
-def test_it_is_its_definition_in_torch(model, variables):
+def test_it_is_its_definition_in_torch(case):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    batch = reference.batch(SHAPE, 5)
-    reference.compare_with_torch(torch, model, network, variables, *batch, frozen=FROZEN)
+    reference.compare_with_torch(torch, *case, *reference.batch(SHAPE, 5), frozen=FROZEN)
+
+
+def test_the_networks_of_airbench96_have_their_parameters():
+    for name, count in (("airbench96", 9_915_704), ("airbench_small", 146_424)):
+        model = models.create(name, num_classes=10, dtype="float32")
+        variables = jax.eval_shape(partial(models.init, model, image_shape=(32, 32, 3)), KEY)
+        assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
 
 
 def test_its_layers_are_those_of_the_paper():

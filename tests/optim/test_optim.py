@@ -124,6 +124,32 @@ def test_an_ema_without_decay_is_the_variables():
     jax.tree.map(np.testing.assert_array_equal, average, PARAMS)
 
 
+def test_lookahead_by_hand(options):
+    """From step 2 of 10 on: every 3 steps the parameters return to an average of theirs."""
+    options.ema_decay = 0.8
+    options.lookahead.update(every=3, power=2.0, start=0.2)
+    slow = fast = {"w": jnp.zeros(())}
+    average, value = 0.0, 0.0
+    for step in range(1, 11):
+        fast = jax.tree.map(lambda x: x + 1, fast)
+        value += 1
+        slow, fast = ema.lookahead(slow, fast, jnp.int32(step), options, num_steps=10)
+        if step <= 2:
+            average = value
+        elif step in (5, 8):
+            decay = 0.8 * (step / 10) ** 2
+            average = value = decay * average + (1 - decay) * value
+        assert float(slow["w"]) == pytest.approx(average, rel=1e-6)
+        assert float(fast["w"]) == pytest.approx(value, rel=1e-6)
+
+
+def test_a_warmup_begins_at_its_factor(options):
+    options.update(schedule="constant", warmup_epochs=4.0, warmup_factor=0.2, learning_rate=2.0)
+    schedule = optim.make_schedule(options, steps_per_epoch=1.0, num_steps=10)
+    found = [float(schedule(step)) for step in range(6)]
+    assert found == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.0])
+
+
 DEEP = {"block1": {"conv": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}}}
 
 

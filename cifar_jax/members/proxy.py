@@ -1,0 +1,123 @@
+"""The training step with a proxy: a small network that trains beside the model, and chooses from
+each batch the images that the model is trained on, the hardest ones.
+
+(Jordan, github.com/KellerJordan/cifar10-airbench, airbench96_faster; there the proxy is trained
+first, and its choices are kept.)
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from ml_collections import ConfigDict
+
+from cifar_jax import models, optim, steps
+from cifar_jax.devices import replicas
+from cifar_jax.inputs import Curriculum, Inputs
+from cifar_jax.steps import Batch, Detail, Metrics, TrainState
+
+
+class WithProxy(TrainState):
+    """A `TrainState` and that of its proxy, whose step is the same."""
+
+    proxy: TrainState
+
+
+def with_proxy(state: TrainState, proxy: TrainState) -> WithProxy:
+    return WithProxy(**vars(state), proxy=proxy)
+
+
+def bind(step: partial, steps_per_epoch: float, num_steps: int) -> partial:
+    """`train_step` for what `step`, a `steps.train_step`, is bound for. Its proxy has the same
+    config.optim, with fewer steps, and no average."""
+    config = ConfigDict(step.keywords["config"].to_dict())
+    config.model.name = config.proxy.model
+    config.optim.ema_decay, config.optim.lookahead.every = 0.0, 0
+    every = config.proxy.every
+    length = steps_per_epoch / every, math.ceil(num_steps / every)
+    own = {
+        "config": config,
+        "model": steps.make_model(config, step.keywords["model"].num_classes),
+        "optimizer": optim.make_optimizer(config.optim, *length),
+        "schedule": optim.make_schedule(config.optim, *length),
+    }
+    proxy = partial(steps.train_step, **{**step.keywords, **own})
+    return partial(train_step, **step.keywords, proxy=proxy)
+
+
+def train_step(
+    state: WithProxy,
+    batch: Batch,
+    dataset: Batch | None = None,
+    *,
+    proxy: partial,
+    detail: Detail = Detail.NONE,
+    **bound: Any,
+) -> tuple[WithProxy, Metrics, dict[str, Any]]:
+    """`steps.train_step`, with what is `bound`, on the images of the global `batch` for which the
+    proxy's loss is greatest: config.proxy.keep of them, in their order.
+
+    `proxy` is that step bound for the proxy, which makes it every config.proxy.every steps, on the
+    same images.
+    """
+    config = bound["config"]
+    losses = _losses(state.proxy, batch, dataset or {}, proxy)
+    kept = num_kept(config)
+    chosen = jnp.sort(lax.top_k(losses, kept)[1])
+    batch = {name: array[chosen] for name, array in batch.items()} | {"position": chosen}
+
+    def learn(own: TrainState) -> TrainState:
+        return proxy(own, batch, dataset)[0]
+
+    due = state.step % config.proxy.every == 0
+    own = lax.cond(due, learn, lambda own: own.replace(step=own.step + 1), state.proxy)
+    alone = TrainState(**{name: value for name, value in vars(state).items() if name != "proxy"})
+    found, metrics, aux = steps.train_step(alone, batch, dataset, detail=detail, **bound)
+    return with_proxy(found, own), metrics, aux
+
+
+def num_kept(config: ConfigDict) -> int:
+    """How many images of a batch are left for the model; a whole number, as `config.validate`
+    has it."""
+    return int(config.batch_size * config.proxy.keep)
+
+
+def _losses(state: TrainState, batch: Batch, dataset: Batch, bound: partial) -> jax.Array:
+    """The loss of each image, float32 [B], in training mode and as the step's keys transform it."""
+    of_replica = partial(
+        _losses_of_replica,
+        **{name: bound.keywords[name] for name in ("config", "model", "inputs", "class_weights")},
+        curriculum=bound.keywords["curriculum"],
+    )
+    mesh = bound.keywords["mesh"]
+    mapped = replicas.on_replicas(of_replica, mesh, sharded={2: 0}, per_image=True)
+    return mapped(state.variables, state.step, batch, dataset)
+
+
+def _losses_of_replica(
+    variables: steps.Variables,
+    step: jax.Array,
+    batch: Batch,
+    dataset: Batch,
+    *,
+    config: ConfigDict,
+    model: nn.Module,
+    inputs: Inputs,
+    class_weights: tuple[float, ...] | None,
+    curriculum: Curriculum,
+) -> jax.Array:
+    batch = batch | {name: array[batch["index"]] for name, array in dataset.items()}
+    keys = steps.image_keys(config.seed, step, len(batch["label"]))
+    images, targets = inputs.train(keys, batch)
+
+    def logits(images: jax.Array) -> jax.Array:
+        return models.forward(model, variables, images, train=True)[0]
+
+    smoothing = config.optim.label_smoothing
+    return steps.losses(curriculum.apply(step, logits, images), targets, smoothing, class_weights)[
+        1
+    ]
