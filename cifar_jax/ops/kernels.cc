@@ -254,8 +254,46 @@ ffi::Error conv_backward_kernel(Half x, Half dy, FloatOut dkernel, int64_t low) 
 
 // -- max pooling --
 
+template <class Value>
+void keep_larger(const Value* __restrict__ values, float* __restrict__ top, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    const float value = values[k];
+    const bool wins = value > top[k] || value != value;
+    top[k] = wins ? value : top[k];
+  }
+}
+
 // Windows begin at multiples of the stride and end at the edge at the latest. Of each, the largest
-// value and its place in the window, in row-major order; the first of equal ones, a NaN before all.
+// value, a NaN before all.
+ffi::Error max_pool(Half x, HalfOut y, int64_t window, int64_t stride) {
+  return guarded([&] {
+    auto from = x.dimensions(), to = y->dimensions();
+    const int64_t height = from[1], width = from[2], channels = from[3];
+    const int64_t rows = to[1], columns = to[2];
+    bf16* best = out(y);
+    in_parts(from[0] * rows, [&](int64_t first, int64_t last, int) {
+      std::vector<float> tops(width * channels), all(channels);
+      for (int64_t line = first; line < last; ++line) {
+        const int64_t image = line / rows, row = line % rows * stride;
+        // Down the columns of the image first, then along what is left of its rows.
+        std::fill(tops.begin(), tops.end(), -INFINITY);
+        for (int64_t i = 0; i < window && row + i < height; ++i)
+          keep_larger(in(x) + (image * height + row + i) * width * channels, tops.data(),
+                      width * channels);
+        for (int64_t column = 0; column < columns; ++column) {
+          const int64_t start = column * stride, end = std::min(start + window, width);
+          std::copy_n(&tops[start * channels], channels, all.data());
+          for (int64_t j = start + 1; j < end; ++j)
+            keep_larger(&tops[j * channels], all.data(), channels);
+          bf16* to = best + (line * columns + column) * channels;
+          for (int64_t c = 0; c < channels; ++c) to[c] = bf16::of(all[c]);
+        }
+      }
+    });
+  });
+}
+
+// The same, and the place of that value in the window, in row-major order; the first of equal ones.
 ffi::Error max_pool_forward(Half x, HalfOut y, ffi::Result<Byte> winner, int64_t window,
                             int64_t stride) {
   return guarded([&] {
@@ -552,6 +590,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     cifar_jax_conv_backward_kernel, conv_backward_kernel,
     BIND.Arg<Half>().Arg<Half>().Ret<Float>().Attr<int64_t>("low"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    cifar_jax_max_pool, max_pool,
+    BIND.Arg<Half>().Ret<Half>().Attr<int64_t>("window").Attr<int64_t>("stride"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     cifar_jax_max_pool_forward, max_pool_forward,
     BIND.Arg<Half>().Ret<Half>().Ret<Byte>().Attr<int64_t>("window").Attr<int64_t>("stride"));

@@ -153,11 +153,16 @@ def _native(x: jax.Array, window: int, stride: int) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _native_pool(x: jax.Array, window: int, stride: int, size: tuple[int, int]) -> jax.Array:
-    return _native_forward(x, window, stride, size)[0]
+    return native.call("max_pool", _pooled(x, stride), x, window=window, stride=stride)
+
+
+def _pooled(x: jax.Array, stride: int) -> jax.ShapeDtypeStruct:
+    batch, height, width, channels = x.shape
+    return jax.typeof(x).update(shape=(batch, height // stride, width // stride, channels))
 
 
 def _native_forward(x, window, stride, size):
-    y = jax.typeof(x).update(shape=(len(x), *(n // stride for n in size), x.shape[3]))
+    y = _pooled(x, stride)
     results = y, y.update(dtype=jnp.dtype("int8"))
     return native.call("max_pool_forward", results, x, window=window, stride=stride)
 

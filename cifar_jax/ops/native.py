@@ -24,7 +24,8 @@ from cifar_jax.ops import portable
 _SOURCE = Path(__file__).with_name("kernels.cc")
 _TARGETS = (
     *("conv_forward", "conv_backward_data", "conv_backward_kernel"),
-    *("max_pool_forward", "max_pool_backward", "relu_lrn_forward", "relu_lrn_backward"),
+    *("max_pool", "max_pool_forward", "max_pool_backward"),
+    *("relu_lrn_forward", "relu_lrn_backward"),
     *("moments", "norm_gelu_forward", "norm_gelu_sums", "norm_gelu_backward"),
 )
 _FLAGS = (
