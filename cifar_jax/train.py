@@ -32,7 +32,6 @@ from cifar_jax.members.saver import Savers
 from cifar_jax.members.step import base
 from cifar_jax.members.step import train_step as step_of_members
 from cifar_jax.models import overview
-from cifar_jax.ops import native
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry.log import Log
 from cifar_jax.workdir import checkpoint, description, records, transfer
@@ -57,13 +56,6 @@ class Training(NamedTuple):
     @property
     def device(self) -> str:
         return replicas.describe(self.mesh, self.config.num_devices)
-
-    @property
-    def remark(self) -> str:
-        """What to know about the arithmetic on this device."""
-        if models.dtype_here(self.config.dtype) == self.config.dtype:
-            return ""
-        return f" {self.config.dtype} is computed in float32 here: {native.reason()}."
 
     def loss_bound(self) -> float:
         """The mean loss above which training has diverged: config.divergence.factor times that of
@@ -136,7 +128,7 @@ def train(
                 run.step.keywords["model"], run.step.keywords["inputs"].image_shape
             )
             log.describe(state.params, rows, run.data.class_names)
-            log.line(f"Training on {run.device}.{run.remark}")
+            log.line(" ".join([f"Training on {run.device}.", *models.remarks(config.dtype)]))
             shardings = steps.state_shardings(state, run.mesh, config.shard_optimizer)
             try:
                 state = _loop(run, jax.tree.map(replicas.put, state, shardings), log, saver)
@@ -199,7 +191,8 @@ def _train_members(
             logs[-1].describe(own.state.params, rows, run.data.class_names)
         log = Logs(logs, config, workdir, lambda: saver.living, saver.lose, progress)
         with contextlib.closing(log):
-            log.line(f"Training {len(configs)} networks on {run.device}.{run.remark}")
+            line = f"Training {len(configs)} networks on {run.device}."
+            log.line(" ".join([line, *models.remarks(config.dtype)]))
             together = run._replace(config=config, step=step)
             state = _loop(together, replicas.replicate(state, run.mesh), log, saver)
         saver.finish(int(state.step))
@@ -244,21 +237,9 @@ def prepare(config: ConfigDict, known: Description | None = None) -> Training:
     if config.proxy.model:
         step = proxy.bind(step, steps_per_epoch, num_steps)
     state = first_state(step, data, config.seed)
-    _check_sizes(step, state)
+    channels = inputs.image_shape[-1]
+    models.check_sizes(model, state.variables, step.keywords["curriculum"].sizes, channels)
     return Training(config, data, dataset, num_steps, step, state)
-
-
-def _check_sizes(step: partial, state: steps.TrainState) -> None:
-    """Raises UsageError where images of another size would need other parameters."""
-    model, channels = step.keywords["model"], step.keywords["inputs"].image_shape[-1]
-    expected = jax.tree.map(jnp.shape, state.variables)
-    for size in step.keywords["curriculum"].sizes:
-        found = models.init(model, jax.random.key(0), (size, size, channels))
-        if jax.tree.map(jnp.shape, found) != expected:
-            raise UsageError(
-                f"config.inputs.curriculum: {type(model).__name__} has other parameters for images "
-                f"of {size}x{size}. Choose a model that takes any size, as 'airbench'."
-            )
 
 
 def first_state(step: partial, data: Images, seed: int) -> steps.TrainState:

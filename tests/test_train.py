@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import steps, train
+from cifar_jax import models, steps, train
 from cifar_jax.data import shards, sources, splits
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError
@@ -694,15 +694,15 @@ def test_a_workdir_that_cannot_be_written(config, tmp_path):
 
 
 def test_half_precision_on_a_cpu_is_remarked_upon(config, monkeypatch):
-    assert train.prepare(config).remark == ""
+    assert models.remarks("float32") == []
     config.dtype = "bfloat16"
     monkeypatch.setattr(native, "reason", lambda: "no C++ compiler is installed")
-    run = train.prepare(config)
-    assert run.remark == " bfloat16 is computed in float32 here: no C++ compiler is installed."
-    assert run.step.keywords["model"].dtype == "float32"
+    (remark,) = models.remarks("bfloat16")
+    assert remark == "bfloat16 is computed in float32 here: no C++ compiler is installed."
+    assert train.prepare(config).step.keywords["model"].dtype == "float32"
     monkeypatch.setattr(native, "reason", lambda: None)
-    run = train.prepare(config)
-    assert (run.remark, run.step.keywords["model"].dtype) == ("", "bfloat16")
+    assert models.remarks("bfloat16") == []
+    assert train.prepare(config).step.keywords["model"].dtype == "bfloat16"
 
 
 def test_growing_images_need_a_model_for_any_size(config):

@@ -44,6 +44,13 @@ def dtype_here(dtype: str) -> str:
     return "float32" if emulated else dtype
 
 
+def remarks(dtype: str) -> list[str]:
+    """What to know about the arithmetic on this device."""
+    if dtype_here(dtype) == dtype:
+        return []
+    return [f"{dtype} is computed in float32 here: {native.reason()}."]
+
+
 def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """Variables for images of `image_shape` (H, W, C): {"params": …, and the model's state}.
 
@@ -61,6 +68,20 @@ def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) ->
             f"{type(model).__name__} cannot take images of {height}x{width}: {reason(error)}. "
             "Choose a larger config.inputs.size."
         ) from error
+
+
+def check_sizes(
+    model: nn.Module, variables: dict[str, Any], sizes: tuple[int, ...], channels: int
+) -> None:
+    """Raises UsageError where images of one of these sizes would need other `variables`."""
+    expected = jax.tree.map(jnp.shape, variables)
+    for size in sizes:
+        found = init(model, jax.random.key(0), (size, size, channels))
+        if jax.tree.map(jnp.shape, found) != expected:
+            raise UsageError(
+                f"config.inputs.curriculum: {type(model).__name__} has other parameters for images "
+                f"of {size}x{size}. Choose a model that takes any size, as 'airbench'."
+            )
 
 
 def _images(height: int, width: int, channels: int) -> jax.ShapeDtypeStruct:
