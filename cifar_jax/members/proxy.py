@@ -117,7 +117,5 @@ def _losses_of_replica(
     def logits(images: jax.Array) -> jax.Array:
         return models.forward(model, variables, images, train=True)[0]
 
-    smoothing = config.optim.label_smoothing
-    return steps.losses(curriculum.apply(step, logits, images), targets, smoothing, class_weights)[
-        1
-    ]
+    found, smoothing = curriculum.apply(step, logits, images), config.optim.label_smoothing
+    return steps.losses(found, targets, smoothing, class_weights)[1]
