@@ -322,7 +322,7 @@ def _validate_combinations(config: ConfigDict) -> None:
 
 
 def _validate_proxy(config: ConfigDict, devices: int) -> None:
-    kept, parts = config.batch_size * config.proxy.keep, devices * config.accumulate
+    kept, parts = num_kept(config), devices * config.accumulate
     if kept % parts:
         raise UsageError(
             f"config.proxy.keep = {config.proxy.keep} of {config.batch_size} images are {kept:g}, "
@@ -381,6 +381,11 @@ def flat(fields: ConfigDict | dict[str, Any]) -> dict[str, Any]:
 def num_steps(config: ConfigDict, num_train: int) -> int:
     """The run's length in steps of the global batch, from num_steps or else num_epochs."""
     return config.num_steps or max(1, int(config.num_epochs * num_train / config.batch_size))
+
+
+def num_kept(config: ConfigDict) -> float:
+    """How many images of a batch a proxy leaves for the model; in a valid config a whole number."""
+    return round(config.batch_size * config.proxy.keep, 6)  # 29.0 for 0.29 of 100
 
 
 def _get(config: ConfigDict, path: str) -> Any:

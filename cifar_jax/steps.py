@@ -7,7 +7,7 @@ mean, however its arrays are sharded.
 import enum
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,9 @@ class TrainState(struct.PyTreeNode):
     @property
     def variables(self) -> Variables:
         return {"params": self.params, **self.model_state}
+
+
+State = TypeVar("State", bound=TrainState)  # perhaps with more than a step changes
 
 
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -112,6 +115,14 @@ def image_keys(
     return jax.vmap(jax.random.fold_in, (None, 0))(key, position)
 
 
+def ready(batch: Batch, dataset: Batch, seed: int, step: jax.Array) -> Batch:
+    """This replica's part of the batch for `Inputs.train`: with its "image" and "label", where they
+    are in `dataset`, and a "key" for each image."""
+    batch = batch | {name: array[batch["index"]] for name, array in dataset.items()}
+    keys = image_keys(seed, step, len(batch["label"]), batch.get("position"))
+    return {**batch, "key": keys}
+
+
 class Scales(NamedTuple):
     """What the rate and the L2 penalty of a step are multiplied with: the arrays of a sweep."""
 
@@ -128,7 +139,7 @@ class Detail(enum.IntEnum):
 
 
 def train_step(
-    state: TrainState,
+    state: State,
     batch: Batch,
     dataset: Batch | None = None,
     *,
@@ -143,7 +154,7 @@ def train_step(
     curriculum: Curriculum = Curriculum(),  # noqa: B008  (immutable)
     scales: Scales | None = None,
     detail: Detail = Detail.NONE,
-) -> tuple[TrainState, Metrics, dict[str, Any]]:
+) -> tuple[State, Metrics, dict[str, Any]]:
     """One update on a global batch: the new state, the metrics (those of the parameters before the
     update, on this batch), and auxiliary outputs.
 
@@ -195,7 +206,8 @@ def train_step(
     else:
         average = ema.update(state.ema, variables, step, config.optim.ema_decay)
     params, model_state = split_variables(variables)
-    return TrainState(step, params, model_state, opt_state, average), metrics, aux
+    changed = {"params": params, "model_state": model_state, "opt_state": opt_state}
+    return state.replace(step=step, ema=average, **changed), metrics, aux
 
 
 def mean_gradient(
@@ -218,8 +230,7 @@ def mean_gradient(
 
     Runs on each replica, with its part of the batch.
     """
-    batch = batch | {name: array[batch["index"]] for name, array in dataset.items()}
-    keys = image_keys(config.seed, step, len(batch["label"]), batch.get("position"))
+    batch = ready(batch, dataset, config.seed, step)
     # The gradient with respect to parameters that are one value for all replicas would arrive
     # summed over them. As a value of each replica it arrives local, for pmean to average.
     params = lax.pcast(params, AXIS, to="varying")
@@ -235,9 +246,7 @@ def mean_gradient(
         curriculum=curriculum,
         detail=detail,
     )
-    means, model_state, aux = over_microbatches(
-        differentiate, {**batch, "key": keys}, config.accumulate
-    )
+    means, model_state, aux = over_microbatches(differentiate, batch, config.accumulate)
     gradients, metrics = lax.pmean(means, AXIS)
     if detail < Detail.TENSORS:
         return gradients, model_state, metrics, {}

@@ -16,6 +16,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from cifar_jax import models, optim, steps
+from cifar_jax.config import num_kept
 from cifar_jax.devices import replicas
 from cifar_jax.inputs import Curriculum, Inputs
 from cifar_jax.steps import Batch, Detail, Metrics, TrainState
@@ -66,8 +67,7 @@ def train_step(
     """
     config = bound["config"]
     losses = _losses(state.proxy, batch, dataset or {}, proxy)
-    kept = num_kept(config)
-    chosen = jnp.sort(lax.top_k(losses, kept)[1])
+    chosen = jnp.sort(lax.top_k(losses, int(num_kept(config)))[1])
     batch = {name: array[chosen] for name, array in batch.items()} | {"position": chosen}
 
     def learn(own: TrainState) -> TrainState:
@@ -75,24 +75,13 @@ def train_step(
 
     due = state.step % config.proxy.every == 0
     own = lax.cond(due, learn, lambda own: own.replace(step=own.step + 1), state.proxy)
-    alone = TrainState(**{name: value for name, value in vars(state).items() if name != "proxy"})
-    found, metrics, aux = steps.train_step(alone, batch, dataset, detail=detail, **bound)
-    return with_proxy(found, own), metrics, aux
-
-
-def num_kept(config: ConfigDict) -> int:
-    """How many images of a batch are left for the model; a whole number, as `config.validate`
-    has it."""
-    return int(config.batch_size * config.proxy.keep)
+    found, metrics, aux = steps.train_step(state, batch, dataset, detail=detail, **bound)
+    return found.replace(proxy=own), metrics, aux
 
 
 def _losses(state: TrainState, batch: Batch, dataset: Batch, bound: partial) -> jax.Array:
     """The loss of each image, float32 [B], in training mode and as the step's keys transform it."""
-    of_replica = partial(
-        _losses_of_replica,
-        **{name: bound.keywords[name] for name in ("config", "model", "inputs", "class_weights")},
-        curriculum=bound.keywords["curriculum"],
-    )
+    of_replica = partial(_losses_of_replica, **bound.keywords)
     mesh = bound.keywords["mesh"]
     mapped = replicas.on_replicas(of_replica, mesh, sharded={2: 0}, per_image=True)
     return mapped(state.variables, state.step, batch, dataset)
@@ -107,12 +96,12 @@ def _losses_of_replica(
     config: ConfigDict,
     model: nn.Module,
     inputs: Inputs,
-    class_weights: tuple[float, ...] | None,
     curriculum: Curriculum,
+    class_weights: tuple[float, ...] | None,
+    **_: Any,  # what only a training step takes
 ) -> jax.Array:
-    batch = batch | {name: array[batch["index"]] for name, array in dataset.items()}
-    keys = steps.image_keys(config.seed, step, len(batch["label"]))
-    images, targets = inputs.train(keys, batch)
+    batch = steps.ready(batch, dataset, config.seed, step)
+    images, targets = inputs.train(batch["key"], batch)
 
     def logits(images: jax.Array) -> jax.Array:
         return models.forward(model, variables, images, train=True)[0]

@@ -96,6 +96,7 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_it_had_not_ended(small, tmp_pat
     [
         ({"proxy.model": "airbench_smal"}, "'airbench_smal'. Did you mean 'airbench_small'"),
         ({"proxy.keep": 1.0}, "config.proxy.keep = 1.0, expected less than 1"),
+        ({"batch_size": 100, "proxy.keep": 0.29, "accumulate": 2}, "images are 29, which"),
         ({"proxy.keep": 0.3}, "config.proxy.keep = 0.3 of 16 images are 4.8, which 1 devices"),
         ({"proxy.every": 0}, "config.proxy.every = 0, expected more than 0"),
         ({"inputs.transforms": ("mixup",)}, "chooses single images, and config.inputs.transforms"),
