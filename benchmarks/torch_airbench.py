@@ -77,7 +77,7 @@ class TorchAirbench:
     def __init__(self, variant: str, weights: task.Weights, batch_size: int):
         self._half = variant == "bfloat16"
         self._batch_size, self._first = batch_size, weights
-        self._model = Airbench().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._model = Airbench().to(memory_format=torch.channels_last)
         self._params = self._model.by_path()
         self.reset()
 
