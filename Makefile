@@ -21,7 +21,7 @@ train: .venv/base.installed
 	@echo "      the tutorial's run on the real CIFAR-10, downloaded at the first start"
 
 test: .venv/dev.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: .venv/dev.installed
 	$(BIN)/python -m pytest -m slow

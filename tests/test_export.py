@@ -99,6 +99,7 @@ def test_safetensors_has_the_arrays(workdir, tmp_path):
     np.testing.assert_array_equal(load_file(path)["params/local3/kernel"], kernel)
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_same_probabilities(workdir, pictures, tmp_path, capfd):
     pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")

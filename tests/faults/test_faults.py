@@ -7,8 +7,10 @@ import pytest
 from tests.faults import clusters, damage, disks, interruptions, neighbours, readers
 from tests.faults.processes import Bench, Skipped
 
-FAST = {damage.of_files: 24, readers.hostile: 1_500, interruptions.in_a_save: 1, disks.full: 1}
+FAST = {readers.hostile: 1_500, interruptions.in_a_save: 1}
 SLOW = {
+    damage.of_files: 24,
+    disks.full: 1,
     interruptions.at_random_moments: 4,
     interruptions.outside_of_training: 6,
     neighbours.evaluation: 60,
