@@ -92,7 +92,7 @@ def present(
 def native_reason() -> str | None:
     """Why this project does not compute in bfloat16 here. Asked in a process of its own: JAX would
     keep threads and memory of this one."""
-    code = "from cifar_jax.ops import native; print(native.reason() or '')"
+    code = "from cifar_jax.ops import native; print(native.reason('bfloat16') or '')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or None
 

@@ -22,6 +22,7 @@ from cifar_jax import train  # noqa: E402
 from cifar_jax.data import native  # noqa: E402
 from cifar_jax.data.dataset import Description  # noqa: E402
 from cifar_jax.devices import replicas  # noqa: E402
+from cifar_jax.ops import native as native_ops  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 SCREENSHOTS = ROOT / "build" / "screenshots"
@@ -46,6 +47,7 @@ def compilation_cache(tmp_path_factory):
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+    native_ops.reason("float32")  # compiled here, not in a process whose output is compared
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +82,12 @@ def config(default, data_dir):
     default.eval.batch_size = 16
     default.eval.poll_seconds = 0.05
     return default
+
+
+@pytest.fixture
+def by_xla(monkeypatch):
+    """Operations on CPUs as they are where the extra `onednn` is not installed."""
+    monkeypatch.setattr(native_ops, "wanted", lambda x: False)
 
 
 @pytest.fixture(scope="session")

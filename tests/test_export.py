@@ -116,6 +116,7 @@ def test_onnx_gives_the_same_probabilities(workdir, pictures, tmp_path, capfd):
     check_answers(run_script(ONNX, tmp_path, path, *files), workdir, files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "share", "tolerance"), [("float16", 0.51, 1e-4), ("int8", 0.26, 1e-2)]
 )

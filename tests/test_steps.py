@@ -260,6 +260,7 @@ def test_the_fast_recipe_trains(config, compiled_step, batch):
     assert float(metrics["l2"]) == 0
 
 
+@pytest.mark.usefixtures("by_xla")
 def test_the_compiled_step_has_no_slow_operation(config, compiled_step, batch):
     """What XLA makes of the naive forms on a CPU: each once cost more than all the rest.
 
@@ -280,6 +281,7 @@ def test_the_compiled_step_has_no_slow_operation(config, compiled_step, batch):
     assert "f32[16,25,25,64]" not in operands
 
 
+@pytest.mark.usefixtures("by_xla")
 def test_within_a_loop_every_convolution_is_of_the_fast_kind(config, compiled_step, batch):
     """XLA brings others into that layout outside of loops alone (`ops.conv._direct`)."""
     config.accumulate = 8

@@ -696,11 +696,11 @@ def test_a_workdir_that_cannot_be_written(config, tmp_path):
 def test_half_precision_on_a_cpu_is_remarked_upon(config, monkeypatch):
     assert models.remarks("float32") == []
     config.dtype = "bfloat16"
-    monkeypatch.setattr(native, "reason", lambda: "no C++ compiler is installed")
+    monkeypatch.setattr(native, "reason", lambda dtype: "no C++ compiler is installed")
     (remark,) = models.remarks("bfloat16")
     assert remark == "bfloat16 is computed in float32 here: no C++ compiler is installed."
     assert train.prepare(config).step.keywords["model"].dtype == "float32"
-    monkeypatch.setattr(native, "reason", lambda: None)
+    monkeypatch.setattr(native, "reason", lambda dtype: None)
     assert models.remarks("bfloat16") == []
     assert train.prepare(config).step.keywords["model"].dtype == "bfloat16"
 

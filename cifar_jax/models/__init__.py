@@ -40,7 +40,7 @@ def create(name: str, num_classes: int, dtype: str) -> nn.Module:
 def dtype_here(dtype: str) -> str:
     """`dtype`, but float32 for bfloat16 on CPUs where `ops.native` is not usable: XLA would convert
     to float32 and back around each operation, at half of the speed."""
-    emulated = jax.default_backend() == "cpu" and dtype == "bfloat16" and not native.usable()
+    emulated = jax.default_backend() == "cpu" and dtype == "bfloat16" and not native.usable(dtype)
     return "float32" if emulated else dtype
 
 
@@ -48,7 +48,7 @@ def remarks(dtype: str) -> list[str]:
     """What to know about the arithmetic on this device."""
     if dtype_here(dtype) == dtype:
         return []
-    return [f"{dtype} is computed in float32 here: {native.reason()}."]
+    return [f"{dtype} is computed in float32 here: {native.reason(dtype)}."]
 
 
 def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:

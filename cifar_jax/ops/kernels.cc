@@ -19,6 +19,7 @@
 #include <mutex>
 #include <numeric>
 #include <tuple>
+#include <type_traits>
 #include <unordered_map>
 #include <vector>
 
@@ -29,8 +30,6 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-using Half = ffi::Buffer<ffi::BF16>;
-using HalfOut = ffi::Result<Half>;
 using Float = ffi::Buffer<ffi::F32>;
 using FloatOut = ffi::Result<Float>;
 using Byte = ffi::Buffer<ffi::S8>;
@@ -54,8 +53,24 @@ struct bf16 {
   }
 };
 
-const bf16* in(const Half& buffer) { return static_cast<const bf16*>(buffer.untyped_data()); }
-bf16* out(HalfOut& buffer) { return static_cast<bf16*>(buffer->untyped_data()); }
+template <class T>
+T rounded(float value) {
+  if constexpr (std::is_same_v<T, bf16>)
+    return bf16::of(value);
+  else
+    return value;
+}
+
+// Images and layers, of bf16 or of float.
+template <class T>
+using Array = ffi::Buffer<std::is_same_v<T, bf16> ? ffi::BF16 : ffi::F32>;
+template <class T>
+using Out = ffi::Result<Array<T>>;
+
+template <class T>
+const T* in(const Array<T>& buffer) { return static_cast<const T*>(buffer.untyped_data()); }
+template <class T>
+T* out(Out<T>& buffer) { return static_cast<T*>(buffer->untyped_data()); }
 
 constexpr int64_t kLanes = 16;  // float32 in a register
 
@@ -63,13 +78,15 @@ constexpr int64_t kLanes = 16;  // float32 in a register
 // over 24 channels would end in 8 single values.
 struct Rows {
   int64_t count, channels;
-  explicit Rows(const Half& x)
+  template <class Buffer>
+  explicit Rows(const Buffer& x)
       : channels(x.dimensions().back()) { count = x.element_count() / channels; }
 };
 
 struct WideRows : Rows {
   int64_t together = 1;
-  explicit WideRows(const Half& x) : Rows(x) {
+  template <class Buffer>
+  explicit WideRows(const Buffer& x) : Rows(x) {
     const int64_t fill = kLanes / std::gcd(channels, kLanes);
     if (count % fill == 0) together = fill;
     count /= together;
@@ -128,32 +145,34 @@ memory over(const memory::desc& desc, const void* data) {
   return memory(desc, cpu(), const_cast<void*>(data));
 }
 
-// [B, H, W, C] with a kernel [h, w, C, D], zero-padded by `low` before and as much as the output's
-// size asks for after. A pass is made at its first call: oneDNN generates code for the shapes.
+// [B, H, W, C] with a kernel [h, w, C, D], zero-padded by `low` before (top, left) and as much as
+// the output's size asks for after. A pass is made at its first call: oneDNN generates code for the shapes.
+template <class T>
 struct Conv {
+  static constexpr Type kType = std::is_same_v<T, bf16> ? Type::bf16 : Type::f32;
   std::array<int64_t, 4> x, kernel, y;
-  int64_t low;
+  std::array<int64_t, 2> low;
   bool operator<(const Conv& other) const {
     return std::tie(x, kernel, y, low) < std::tie(other.x, other.kernel, other.y, other.low);
   }
 
   memory::desc images(const std::array<int64_t, 4>& shape) const {
-    return {{shape[0], shape[3], shape[1], shape[2]}, Type::bf16, Layout::nhwc};
+    return {{shape[0], shape[3], shape[1], shape[2]}, kType, Layout::nhwc};
   }
   memory::desc kernels(Type type, Layout layout) const {
     return {{kernel[3], kernel[2], kernel[0], kernel[1]}, type, layout};
   }
-  memory::dims before() const { return {low, low}; }
+  memory::dims before() const { return {low[0], low[1]}; }
   memory::dims after() const {
-    return {y[1] + kernel[0] - 1 - x[1] - low, y[2] + kernel[1] - 1 - x[2] - low};
+    return {y[1] + kernel[0] - 1 - x[1] - low[0], y[2] + kernel[1] - 1 - x[2] - low[1]};
   }
   dnnl::convolution_forward::primitive_desc forward() const {
     return {cpu(), dnnl::prop_kind::forward_training, dnnl::algorithm::convolution_direct,
-            images(x), kernels(Type::bf16, Layout::any), images(y), {1, 1}, before(), after()};
+            images(x), kernels(kType, Layout::any), images(y), {1, 1}, before(), after()};
   }
   dnnl::convolution_backward_data::primitive_desc backward_data() const {
     return {cpu(), dnnl::algorithm::convolution_direct, images(x),
-            kernels(Type::bf16, Layout::any), images(y), {1, 1}, before(), after(), forward()};
+            kernels(kType, Layout::any), images(y), {1, 1}, before(), after(), forward()};
   }
   // With its scratch memory from outside, so that several threads can run it at once.
   dnnl::convolution_backward_weights::primitive_desc backward_weights() const {
@@ -178,18 +197,21 @@ struct Pass {
   memory::desc scratch = {};
 };
 
-template <class Make>
-Pass& pass_of(std::map<Conv, std::unique_ptr<Pass>>& made, const Conv& conv, Make make) {
+template <class T>
+using Passes = std::map<Conv<T>, std::unique_ptr<Pass>>;
+
+template <class T, class Make>
+Pass& pass_of(Passes<T>& made, const Conv<T>& conv, Make make) {
   auto& pass = made[conv];
   if (!pass) pass = std::make_unique<Pass>(make());
   return *pass;
 }
 
 // A pass that multiplies with a kernel: a float32 one, rounded.
-template <class Primitive, class Desc>
-void multiply(const Conv& conv, Desc (Conv::*describe)() const, const Float& kernel,
+template <class Primitive, class T, class Desc>
+void multiply(const Conv<T>& conv, Desc (Conv<T>::*describe)() const, const Float& kernel,
               std::unordered_map<int, memory> arguments) {
-  static std::map<Conv, std::unique_ptr<Pass>> made;
+  static Passes<T> made;
   Pass& pass = pass_of(made, conv, [&] {
     Desc desc = (conv.*describe)();
     auto outer = conv.kernels(Type::f32, Layout::hwio), inner = desc.weights_desc();
@@ -215,29 +237,32 @@ ffi::Error guarded(Work work) {
 }
 
 // y = x * kernel.
-ffi::Error conv_forward(Half x, Float kernel, HalfOut y, int64_t low) {
+template <class T>
+ffi::Error conv_forward(Array<T> x, Float kernel, Out<T> y, int64_t top, int64_t left) {
   return guarded([&] {
-    Conv conv{four(x.dimensions()), four(kernel.dimensions()), four(y->dimensions()), low};
+    Conv<T> conv{four(x.dimensions()), four(kernel.dimensions()), four(y->dimensions()), {top, left}};
     multiply<dnnl::convolution_forward>(
-        conv, &Conv::forward, kernel,
+        conv, &Conv<T>::forward, kernel,
         {{DNNL_ARG_SRC, over(conv.images(conv.x), x.untyped_data())},
          {DNNL_ARG_DST, over(conv.images(conv.y), y->untyped_data())}});
   });
 }
 
 // The gradient of x.
-ffi::Error conv_backward_data(Half dy, Float kernel, HalfOut dx, int64_t low) {
+template <class T>
+ffi::Error conv_backward_data(Array<T> dy, Float kernel, Out<T> dx, int64_t top, int64_t left) {
   return guarded([&] {
-    Conv conv{four(dx->dimensions()), four(kernel.dimensions()), four(dy.dimensions()), low};
+    Conv<T> conv{four(dx->dimensions()), four(kernel.dimensions()), four(dy.dimensions()), {top, left}};
     multiply<dnnl::convolution_backward_data>(
-        conv, &Conv::backward_data, kernel,
+        conv, &Conv<T>::backward_data, kernel,
         {{DNNL_ARG_DIFF_DST, over(conv.images(conv.y), dy.untyped_data())},
          {DNNL_ARG_DIFF_SRC, over(conv.images(conv.x), dx->untyped_data())}});
   });
 }
 
 // A pass of one thread, for some images.
-Pass backward_kernel(const Conv& conv) {
+template <class T>
+Pass backward_kernel(const Conv<T>& conv) {
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);
   auto desc = conv.backward_weights();
@@ -252,15 +277,16 @@ Pass backward_kernel(const Conv& conv) {
 //
 // Each thread has its images, and a sum of its own: oneDNN's threads share them, and spin where they
 // wait for each other. With another process on the same cores that is 50 times slower.
-ffi::Error conv_backward_kernel(Half x, Half dy, FloatOut dkernel, int64_t low) {
+template <class T>
+ffi::Error conv_backward_kernel(Array<T> x, Array<T> dy, FloatOut dkernel, int64_t top, int64_t left) {
   return guarded([&] {
-    static std::map<Conv, std::unique_ptr<Pass>> made;
+    static Passes<T> made;
     static const int64_t threads = omp_get_max_threads();  // as long as the process lives
-    const Conv all{four(x.dimensions()), four(dkernel->dimensions()), four(dy.dimensions()), low};
+    const Conv<T> all{four(x.dimensions()), four(dkernel->dimensions()), four(dy.dimensions()), {top, left}};
     const int64_t images = all.x[0], parts = std::min(threads, images);
     const int64_t size = dkernel->element_count();
     const auto of_part = [&](int64_t part) {
-      Conv conv = all;
+      Conv<T> conv = all;
       conv.x[0] = conv.y[0] = images * (part + 1) / parts - images * part / parts;
       return conv;
     };
@@ -272,10 +298,10 @@ ffi::Error conv_backward_kernel(Half x, Half dy, FloatOut dkernel, int64_t low) 
 #pragma omp parallel for schedule(static)
     for (int64_t part = 0; part < parts; ++part) {
       const Pass& pass = *passes[part];
-      const Conv conv = of_part(part);
+      const Conv<T> conv = of_part(part);
       const int64_t first = images * part / parts;
-      const bf16* of_x = in(x) + first * (x.element_count() / images);
-      const bf16* of_dy = in(dy) + first * (dy.element_count() / images);
+      const T* of_x = in<T>(x) + first * (x.element_count() / images);
+      const T* of_dy = in<T>(dy) + first * (dy.element_count() / images);
       dnnl::stream stream(cpu());
       memory own(pass.inner, cpu()), scratch(pass.scratch, cpu());
       memory wanted = over(pass.outer, &sums[part * size]);
@@ -309,12 +335,13 @@ void keep_larger(const Value* __restrict__ values, float* __restrict__ top, int6
 
 // Windows begin at multiples of the stride and end at the edge at the latest. Of each, the largest
 // value, a NaN before all.
-ffi::Error max_pool(Half x, HalfOut y, int64_t window, int64_t stride) {
+template <class T>
+ffi::Error max_pool(Array<T> x, Out<T> y, int64_t window, int64_t stride) {
   return guarded([&] {
     auto from = x.dimensions(), to = y->dimensions();
     const int64_t height = from[1], width = from[2], channels = from[3];
     const int64_t rows = to[1], columns = to[2];
-    bf16* best = out(y);
+    T* best = out<T>(y);
     in_parts(from[0] * rows, [&](int64_t first, int64_t last, int) {
       std::vector<float> tops(width * channels), all(channels);
       for (int64_t line = first; line < last; ++line) {
@@ -322,15 +349,15 @@ ffi::Error max_pool(Half x, HalfOut y, int64_t window, int64_t stride) {
         // Down the columns of the image first, then along what is left of its rows.
         std::fill(tops.begin(), tops.end(), -INFINITY);
         for (int64_t i = 0; i < window && row + i < height; ++i)
-          keep_larger(in(x) + (image * height + row + i) * width * channels, tops.data(),
+          keep_larger(in<T>(x) + (image * height + row + i) * width * channels, tops.data(),
                       width * channels);
         for (int64_t column = 0; column < columns; ++column) {
           const int64_t start = column * stride, end = std::min(start + window, width);
           std::copy_n(&tops[start * channels], channels, all.data());
           for (int64_t j = start + 1; j < end; ++j)
             keep_larger(&tops[j * channels], all.data(), channels);
-          bf16* to = best + (line * columns + column) * channels;
-          for (int64_t c = 0; c < channels; ++c) to[c] = bf16::of(all[c]);
+          T* to = best + (line * columns + column) * channels;
+          for (int64_t c = 0; c < channels; ++c) to[c] = rounded<T>(all[c]);
         }
       }
     });
@@ -338,13 +365,14 @@ ffi::Error max_pool(Half x, HalfOut y, int64_t window, int64_t stride) {
 }
 
 // The same, and the place of that value in the window, in row-major order; the first of equal ones.
-ffi::Error max_pool_forward(Half x, HalfOut y, ffi::Result<Byte> winner, int64_t window,
+template <class T>
+ffi::Error max_pool_forward(Array<T> x, Out<T> y, ffi::Result<Byte> winner, int64_t window,
                             int64_t stride) {
   return guarded([&] {
     auto from = x.dimensions(), to = y->dimensions();
     const int64_t height = from[1], width = from[2], channels = from[3];
     const int64_t rows = to[1], columns = to[2];
-    bf16* best = out(y);
+    T* best = out<T>(y);
     int8_t* won = static_cast<int8_t*>(winner->untyped_data());
     in_parts(from[0] * rows, [&](int64_t first, int64_t last, int) {
       std::vector<float> largest(channels);
@@ -356,8 +384,8 @@ ffi::Error max_pool_forward(Half x, HalfOut y, ffi::Result<Byte> winner, int64_t
           std::fill_n(places.data(), channels, 0);
           for (int64_t i = 0; i < window && row + i < height; ++i)
             for (int64_t j = 0; j < window && column * stride + j < width; ++j) {
-              const bf16* at =
-                  in(x) + ((image * height + row + i) * width + column * stride + j) * channels;
+              const T* at =
+                  in<T>(x) + ((image * height + row + i) * width + column * stride + j) * channels;
               const int32_t place = i * window + j;
               float* __restrict__ top = largest.data();
               int32_t* __restrict__ index = places.data();
@@ -369,7 +397,7 @@ ffi::Error max_pool_forward(Half x, HalfOut y, ffi::Result<Byte> winner, int64_t
               }
             }
           const int64_t start = (line * columns + column) * channels;
-          for (int64_t c = 0; c < channels; ++c) best[start + c] = bf16::of(largest[c]);
+          for (int64_t c = 0; c < channels; ++c) best[start + c] = rounded<T>(largest[c]);
           for (int64_t c = 0; c < channels; ++c) won[start + c] = int8_t(places[c]);
         }
       }
@@ -378,13 +406,14 @@ ffi::Error max_pool_forward(Half x, HalfOut y, ffi::Result<Byte> winner, int64_t
 }
 
 // Each value's gradient is the sum of those of the windows that it won.
-ffi::Error max_pool_backward(Half dy, Byte winner, HalfOut dx, int64_t window, int64_t stride) {
+template <class T>
+ffi::Error max_pool_backward(Array<T> dy, Byte winner, Out<T> dx, int64_t window, int64_t stride) {
   return guarded([&] {
     auto from = dy.dimensions(), to = dx->dimensions();
     const int64_t rows = from[1], columns = from[2], channels = from[3];
     const int64_t height = to[1], width = to[2], size = height * width * channels;
     const int8_t* won = winner.typed_data();
-    bf16* result = out(dx);
+    T* result = out<T>(dx);
     in_parts(from[0], [&](int64_t first, int64_t last, int) {
       std::vector<float> sums(size);
       for (int64_t image = first; image < last; ++image) {
@@ -392,7 +421,7 @@ ffi::Error max_pool_backward(Half dy, Byte winner, HalfOut dx, int64_t window, i
         for (int64_t row = 0; row < rows; ++row)
           for (int64_t column = 0; column < columns; ++column) {
             const int64_t start = ((image * rows + row) * columns + column) * channels;
-            const bf16* __restrict__ gradient = in(dy) + start;
+            const T* __restrict__ gradient = in<T>(dy) + start;
             const int8_t* __restrict__ place = won + start;
             for (int64_t i = 0; i < window && row * stride + i < height; ++i)
               for (int64_t j = 0; j < window && column * stride + j < width; ++j) {
@@ -403,7 +432,7 @@ ffi::Error max_pool_backward(Half dy, Byte winner, HalfOut dx, int64_t window, i
                   sum[c] += place[c] == here ? float(gradient[c]) : 0.0f;
               }
           }
-        for (int64_t k = 0; k < size; ++k) result[image * size + k] = bf16::of(sums[k]);
+        for (int64_t k = 0; k < size; ++k) result[image * size + k] = rounded<T>(sums[k]);
       }
     });
   });
@@ -422,16 +451,17 @@ void band_sum(const float* __restrict__ values, float* __restrict__ sums, int64_
 }
 
 // y = a · n^-0.75 with a = max(x + bias, 0) and n = 1 + alpha · band sum of a².
-ffi::Error relu_lrn_forward(Half x, Float bias, HalfOut y, float alpha) {
+template <class T>
+ffi::Error relu_lrn_forward(Array<T> x, Float bias, Out<T> y, float alpha) {
   return guarded([&] {
     const Rows all(x);
     const int64_t channels = all.channels;
     const float* offset = bias.typed_data();
-    bf16* result = out(y);
+    T* result = out<T>(y);
     in_parts(all.count, [&](int64_t first, int64_t last, int) {
       std::vector<float> a(channels), squares(channels + 2 * kRadius), sums(channels);
       for (int64_t row = first; row < last; ++row) {
-        const bf16* at = in(x) + row * channels;
+        const T* at = in<T>(x) + row * channels;
         for (int64_t c = 0; c < channels; ++c) {
           const float value = at[c] + offset[c];
           a[c] = value < 0.0f ? 0.0f : value;  // a NaN stays one
@@ -440,7 +470,7 @@ ffi::Error relu_lrn_forward(Half x, Float bias, HalfOut y, float alpha) {
         band_sum(squares.data(), sums.data(), channels);
         for (int64_t c = 0; c < channels; ++c) {
           const float root = 1.0f / std::sqrt(1.0f + alpha * sums[c]);
-          result[row * channels + c] = bf16::of(a[c] * root * std::sqrt(root));
+          result[row * channels + c] = rounded<T>(a[c] * root * std::sqrt(root));
         }
       }
     });
@@ -448,20 +478,21 @@ ffi::Error relu_lrn_forward(Half x, Float bias, HalfOut y, float alpha) {
 }
 
 // da_c = s_c·dy_c - 1.5·alpha·a_c · band sum of s·dy·a/n, with s = n^-0.75; dx is da where a > 0.
-ffi::Error relu_lrn_backward(Half x, Float bias, Half dy, HalfOut dx, FloatOut dbias,
+template <class T>
+ffi::Error relu_lrn_backward(Array<T> x, Float bias, Array<T> dy, Out<T> dx, FloatOut dbias,
                              float alpha) {
   return guarded([&] {
     const Rows all(x);
     const int64_t channels = all.channels;
     const float* offset = bias.typed_data();
-    bf16* result = out(dx);
+    T* result = out<T>(dx);
     Sums total(channels);
     in_parts(all.count, [&](int64_t first, int64_t last, int part) {
       std::vector<float> a(channels), wide(channels + 2 * kRadius), sums(channels), scaled(channels);
       float* dsum = total.of(part);
       for (int64_t row = first; row < last; ++row) {
         const int64_t start = row * channels;
-        const bf16 *at = in(x) + start, *gradient = in(dy) + start;
+        const T *at = in<T>(x) + start, *gradient = in<T>(dy) + start;
         for (int64_t c = 0; c < channels; ++c) {
           const float value = at[c] + offset[c];
           a[c] = value < 0.0f ? 0.0f : value;
@@ -477,7 +508,7 @@ ffi::Error relu_lrn_backward(Half x, Float bias, Half dy, HalfOut dx, FloatOut d
         for (int64_t c = 0; c < channels; ++c) {
           const float da = scaled[c] - 1.5f * alpha * a[c] * sums[c];
           const float value = a[c] > 0.0f ? da : 0.0f;
-          result[start + c] = bf16::of(value);
+          result[start + c] = rounded<T>(value);
           dsum[c] += value;
         }
       }
@@ -490,16 +521,17 @@ ffi::Error relu_lrn_backward(Half x, Float bias, Half dy, HalfOut dx, FloatOut d
 
 // Mean and biased variance of each channel. Differences are from the first row, which keeps the
 // difference of two large numbers away.
-ffi::Error moments(Half x, FloatOut mean, FloatOut variance) {
+template <class T>
+ffi::Error moments(Array<T> x, FloatOut mean, FloatOut variance) {
   return guarded([&] {
     const Rows all(x);
     const int64_t channels = all.channels;
     Sums total(2 * channels);
     in_parts(all.count, [&](int64_t first, int64_t last, int part) {
       float *__restrict__ sum = total.of(part), *__restrict__ square = sum + channels;
-      const bf16* origin = in(x);
+      const T* origin = in<T>(x);
       for (int64_t row = first; row < last; ++row) {
-        const bf16* at = in(x) + row * channels;
+        const T* at = in<T>(x) + row * channels;
         for (int64_t c = 0; c < channels; ++c) {
           const float value = at[c] - origin[c];
           sum[c] += value;
@@ -511,7 +543,7 @@ ffi::Error moments(Half x, FloatOut mean, FloatOut variance) {
     total.write(sums.data());
     for (int64_t c = 0; c < channels; ++c) {
       const float shift = sums[c] / all.count;
-      mean->typed_data()[c] = in(x)[c] + shift;
+      mean->typed_data()[c] = in<T>(x)[c] + shift;
       const float found = sums[channels + c] / all.count - shift * shift;
       variance->typed_data()[c] = found < 0.0f ? 0.0f : found;
     }
@@ -547,20 +579,21 @@ struct Normal {
 };
 
 // y = z · P(z) with z = (x - mean) · factor + bias, of each channel its own.
-ffi::Error norm_gelu_forward(Half x, Float mean, Float factor, Float bias, HalfOut y) {
+template <class T>
+ffi::Error norm_gelu_forward(Array<T> x, Float mean, Float factor, Float bias, Out<T> y) {
   return guarded([&] {
     const WideRows all(x);
     const int64_t channels = all.channels;
     const auto means = all.spread(mean), factors = all.spread(factor), biases = all.spread(bias);
     const float *m = means.data(), *f = factors.data(), *b = biases.data();
-    bf16* result = out(y);
+    T* result = out<T>(y);
     in_parts(all.count, [&](int64_t first, int64_t last, int) {
       for (int64_t row = first; row < last; ++row) {
-        const bf16* __restrict__ at = in(x) + row * channels;
-        bf16* __restrict__ to = result + row * channels;
+        const T* __restrict__ at = in<T>(x) + row * channels;
+        T* __restrict__ to = result + row * channels;
         for (int64_t c = 0; c < channels; ++c) {
           const float z = (at[c] - m[c]) * f[c] + b[c];
-          to[c] = bf16::of(z * Normal(z).below);
+          to[c] = rounded<T>(z * Normal(z).below);
         }
       }
     });
@@ -568,7 +601,8 @@ ffi::Error norm_gelu_forward(Half x, Float mean, Float factor, Float bias, HalfO
 }
 
 // With g = dy · GELU'(z) and x̂ = (x - mean) · factor: the sums of g and of g · x̂.
-ffi::Error norm_gelu_sums(Half x, Float mean, Float factor, Float bias, Half dy, FloatOut sum,
+template <class T>
+ffi::Error norm_gelu_sums(Array<T> x, Float mean, Float factor, Float bias, Array<T> dy, FloatOut sum,
                           FloatOut product) {
   return guarded([&] {
     const WideRows all(x);
@@ -579,7 +613,7 @@ ffi::Error norm_gelu_sums(Half x, Float mean, Float factor, Float bias, Half dy,
     in_parts(all.count, [&](int64_t first, int64_t last, int part) {
       float *__restrict__ sums = total.of(part), *__restrict__ products = sums + channels;
       for (int64_t row = first; row < last; ++row) {
-        const bf16 *at = in(x) + row * channels, *gradient = in(dy) + row * channels;
+        const T *at = in<T>(x) + row * channels, *gradient = in<T>(dy) + row * channels;
         for (int64_t c = 0; c < channels; ++c) {
           const float hat = (at[c] - m[c]) * f[c], z = hat + b[c];
           const Normal normal(z);
@@ -597,8 +631,9 @@ ffi::Error norm_gelu_sums(Half x, Float mean, Float factor, Float bias, Half dy,
 }
 
 // dx = factor · (g - mean of g - x̂ · mean of g·x̂), with the means given.
-ffi::Error norm_gelu_backward(Half x, Float mean, Float factor, Float bias, Half dy, Float mean_g,
-                              Float mean_product, HalfOut dx) {
+template <class T>
+ffi::Error norm_gelu_backward(Array<T> x, Float mean, Float factor, Float bias, Array<T> dy, Float mean_g,
+                              Float mean_product, Out<T> dx) {
   return guarded([&] {
     const WideRows all(x);
     const int64_t channels = all.channels;
@@ -606,16 +641,16 @@ ffi::Error norm_gelu_backward(Half x, Float mean, Float factor, Float bias, Half
     const float *m = means.data(), *f = factors.data(), *b = biases.data();
     const auto means_g = all.spread(mean_g), means_product = all.spread(mean_product);
     const float *mg = means_g.data(), *mp = means_product.data();
-    bf16* result = out(dx);
+    T* result = out<T>(dx);
     in_parts(all.count, [&](int64_t first, int64_t last, int) {
       for (int64_t row = first; row < last; ++row) {
-        const bf16 *at = in(x) + row * channels, *gradient = in(dy) + row * channels;
-        bf16* __restrict__ to = result + row * channels;
+        const T *at = in<T>(x) + row * channels, *gradient = in<T>(dy) + row * channels;
+        T* __restrict__ to = result + row * channels;
         for (int64_t c = 0; c < channels; ++c) {
           const float hat = (at[c] - m[c]) * f[c], z = hat + b[c];
           const Normal normal(z);
           const float g = gradient[c] * (normal.below + z * normal.density);
-          to[c] = bf16::of(f[c] * (g - mg[c] - hat * mp[c]));
+          to[c] = rounded<T>(f[c] * (g - mg[c] - hat * mp[c]));
         }
       }
     });
@@ -624,41 +659,38 @@ ffi::Error norm_gelu_backward(Half x, Float mean, Float factor, Float bias, Half
 
 }  // namespace
 
+// For both types of T.
+#define DEFINE(name, ...)                                                            \
+  namespace of_bf16 {                                                                \
+  using T = bf16;                                                                    \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(cifar_jax_##name##_bfloat16, name<T>, __VA_ARGS__);  \
+  }                                                                                  \
+  namespace of_float {                                                               \
+  using T = float;                                                                   \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(cifar_jax_##name##_float32, name<T>, __VA_ARGS__);   \
+  }
 #define BIND ffi::Ffi::Bind()
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    cifar_jax_conv_forward, conv_forward,
-    BIND.Arg<Half>().Arg<Float>().Ret<Half>().Attr<int64_t>("low"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    cifar_jax_conv_backward_data, conv_backward_data,
-    BIND.Arg<Half>().Arg<Float>().Ret<Half>().Attr<int64_t>("low"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    cifar_jax_conv_backward_kernel, conv_backward_kernel,
-    BIND.Arg<Half>().Arg<Half>().Ret<Float>().Attr<int64_t>("low"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    cifar_jax_max_pool, max_pool,
-    BIND.Arg<Half>().Ret<Half>().Attr<int64_t>("window").Attr<int64_t>("stride"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    cifar_jax_max_pool_forward, max_pool_forward,
-    BIND.Arg<Half>().Ret<Half>().Ret<Byte>().Attr<int64_t>("window").Attr<int64_t>("stride"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    cifar_jax_max_pool_backward, max_pool_backward,
-    BIND.Arg<Half>().Arg<Byte>().Ret<Half>().Attr<int64_t>("window").Attr<int64_t>("stride"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    cifar_jax_relu_lrn_forward, relu_lrn_forward,
-    BIND.Arg<Half>().Arg<Float>().Ret<Half>().Attr<float>("alpha"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    cifar_jax_relu_lrn_backward, relu_lrn_backward,
-    BIND.Arg<Half>().Arg<Float>().Arg<Half>().Ret<Half>().Ret<Float>()
-        .Attr<float>("alpha"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    cifar_jax_moments, moments, BIND.Arg<Half>().Ret<Float>().Ret<Float>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    cifar_jax_norm_gelu_forward, norm_gelu_forward,
-    BIND.Arg<Half>().Arg<Float>().Arg<Float>().Arg<Float>().Ret<Half>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    cifar_jax_norm_gelu_sums, norm_gelu_sums,
-    BIND.Arg<Half>().Arg<Float>().Arg<Float>().Arg<Float>().Arg<Half>().Ret<Float>().Ret<Float>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    cifar_jax_norm_gelu_backward, norm_gelu_backward,
-    BIND.Arg<Half>().Arg<Float>().Arg<Float>().Arg<Float>().Arg<Half>().Arg<Float>().Arg<Float>()
-        .Ret<Half>());
+DEFINE(conv_forward, BIND.Arg<Array<T>>().Arg<Float>().Ret<Array<T>>().Attr<int64_t>("top").Attr<int64_t>("left"))
+DEFINE(conv_backward_data, BIND.Arg<Array<T>>().Arg<Float>().Ret<Array<T>>().Attr<int64_t>("top").Attr<int64_t>("left"))
+DEFINE(conv_backward_kernel, BIND.Arg<Array<T>>().Arg<Array<T>>().Ret<Float>().Attr<int64_t>("top").Attr<int64_t>("left"))
+DEFINE(max_pool,
+    BIND.Arg<Array<T>>().Ret<Array<T>>().Attr<int64_t>("window").Attr<int64_t>("stride"))
+DEFINE(max_pool_forward,
+    BIND.Arg<Array<T>>().Ret<Array<T>>().Ret<Byte>().Attr<int64_t>("window")
+        .Attr<int64_t>("stride"))
+DEFINE(max_pool_backward,
+    BIND.Arg<Array<T>>().Arg<Byte>().Ret<Array<T>>().Attr<int64_t>("window")
+        .Attr<int64_t>("stride"))
+DEFINE(relu_lrn_forward, BIND.Arg<Array<T>>().Arg<Float>().Ret<Array<T>>().Attr<float>("alpha"))
+DEFINE(relu_lrn_backward,
+    BIND.Arg<Array<T>>().Arg<Float>().Arg<Array<T>>().Ret<Array<T>>().Ret<Float>()
+        .Attr<float>("alpha"))
+DEFINE(moments, BIND.Arg<Array<T>>().Ret<Float>().Ret<Float>())
+DEFINE(norm_gelu_forward,
+    BIND.Arg<Array<T>>().Arg<Float>().Arg<Float>().Arg<Float>().Ret<Array<T>>())
+DEFINE(norm_gelu_sums,
+    BIND.Arg<Array<T>>().Arg<Float>().Arg<Float>().Arg<Float>().Arg<Array<T>>().Ret<Float>()
+        .Ret<Float>())
+DEFINE(norm_gelu_backward,
+    BIND.Arg<Array<T>>().Arg<Float>().Arg<Float>().Arg<Float>().Arg<Array<T>>().Arg<Float>()
+        .Arg<Float>().Ret<Array<T>>())

@@ -1,4 +1,5 @@
-"""The operations of `kernels.cc`: bfloat16 on CPUs that have instructions for it.
+"""The operations of `kernels.cc` on CPUs: in float32, and in bfloat16 where there are instructions
+for it.
 
 Optional: `pip install 'cifar_jax[onednn]'` brings oneDNN, and a C++ compiler makes the rest, once,
 at the first use. `usable()` says whether all of that is here; where it isn't, `reason()` says why.
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from cifar_jax.ops import portable
 
@@ -28,6 +28,7 @@ _TARGETS = (
     *("relu_lrn_forward", "relu_lrn_backward"),
     *("moments", "norm_gelu_forward", "norm_gelu_sums", "norm_gelu_backward"),
 )
+_DTYPES = "bfloat16", "float32"
 _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w"),
     # As fast as -ffast-math here, but with NaN and infinity as they are.
@@ -40,39 +41,44 @@ class Unusable(Exception):
     """What is missing, in a few words."""
 
 
-def usable() -> bool:
-    return reason() is None
+def usable(dtype: str) -> bool:
+    return reason(dtype) is None
 
 
 def wanted(x: jax.Array) -> bool:
     """Whether an operation on `x` is one of these."""
-    return x.dtype == jnp.bfloat16 and not portable.wanted() and usable()
+    return x.dtype.name in _DTYPES and not portable.wanted() and usable(x.dtype.name)
+
+
+def reason(dtype: str) -> str | None:
+    """Why these operations cannot be used here; None where they can, and are then loaded."""
+    if jax.default_backend() != "cpu":
+        return "not a CPU"
+    if dtype == "bfloat16" and not _INSTRUCTIONS & _cpu_flags():
+        return "this CPU has no instructions for bfloat16 (AVX512_BF16 or AMX)"
+    return _load()
 
 
 @cache
-def reason() -> str | None:
-    """Why these operations cannot be used here; None where they can, and are then loaded."""
+def _load() -> str | None:
+    """What is missing, if anything."""
     try:
-        if jax.default_backend() != "cpu":
-            raise Unusable("not a CPU")
-        if not _INSTRUCTIONS & _cpu_flags():
-            raise Unusable("this CPU has no instructions for bfloat16 (AVX512_BF16 or AMX)")
         # Or OpenMP's threads would spin between two operations on the cores that XLA's work on.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         library = ctypes.CDLL(str(_compiled()))
     except (Unusable, OSError, RuntimeError) as error:  # the last: a user without a home
         return str(error)
-    for name in _TARGETS:
-        handler = jax.ffi.pycapsule(getattr(library, f"cifar_jax_{name}"))
-        jax.ffi.register_ffi_target(f"cifar_jax_{name}", handler, platform="cpu")
+    for name in (f"cifar_jax_{each}_{dtype}" for each in _TARGETS for dtype in _DTYPES):
+        handler = jax.ffi.pycapsule(getattr(library, name))
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
     return None
 
 
 def call(name: str, results: Any, *args: jax.Array, **attributes: Any) -> Any:
-    """The operation `name` of kernels.cc. `results`: a type as `jax.typeof` has it, or several."""
-    return jax.ffi.ffi_call(f"cifar_jax_{name}", results, vmap_method="sequential")(
-        *args, **attributes
-    )
+    """The operation `name` of kernels.cc, in the dtype of the first argument. `results`: a type as
+    `jax.typeof` has it, or several."""
+    target = f"cifar_jax_{name}_{args[0].dtype}"
+    return jax.ffi.ffi_call(target, results, vmap_method="sequential")(*args, **attributes)
 
 
 def _compiled() -> Path:
@@ -90,7 +96,7 @@ def _compiled() -> Path:
     folder = Path("~/.cache/cifar_jax/native").expanduser()
     library = folder / f"{hashlib.sha256(key).hexdigest()[:16]}.so"
     if not library.exists():
-        print("Compiling the bfloat16 operations for this CPU, once: about 10 s.", file=sys.stderr)
+        print("Compiling cifar_jax's operations for this CPU, once: about 10 s.", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / library.name
@@ -116,7 +122,7 @@ def _onednn() -> tuple[Path, Path]:
             files = []
         paths = [Path(str(file.locate())).resolve() for file in files if str(file).endswith(name)]
         if not paths or not paths[0].is_file():
-            raise Unusable("bfloat16 on CPUs needs oneDNN, pip install 'cifar_jax[onednn]'")
+            raise Unusable("oneDNN is not installed: pip install 'cifar_jax[onednn]'")
         found.append(paths[0])
     header, library = found
     return header.parents[2], library

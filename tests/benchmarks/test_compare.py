@@ -87,7 +87,7 @@ def test_torch_computes_the_same(variant, weights, batches, expected):
     check_other(torch_cnn.TorchCNN(variant, weights, batches), weights, expected)
 
 
-@pytest.mark.skipif(not native.usable(), reason=native.reason() or "")
+@pytest.mark.skipif(not native.usable("bfloat16"), reason=native.reason("bfloat16") or "")
 def test_bfloat16_computes_the_same_to_its_precision(weights, batches, expected):
     found = cnn(weights, batches, "bfloat16").outcome()
     assert task.disagreements(found, expected, half=True) == []
@@ -252,4 +252,4 @@ def test_what_is_not_installed_is_skipped_in_one_line(monkeypatch):
 
 
 def test_this_project_is_asked_why_it_has_no_bfloat16():
-    assert compare.native_reason() == native.reason()
+    assert compare.native_reason() == native.reason("bfloat16")

@@ -7,6 +7,8 @@ import pytest
 
 from cifar_jax.ops.conv import conv, conv_plain
 
+pytestmark = pytest.mark.usefixtures("each_form")
+
 
 def relative(found, expected):
     return float(jnp.sqrt(jnp.mean((found - expected) ** 2)) / jnp.std(expected))

@@ -12,6 +12,8 @@ from cifar_jax.ops.max_pool import (
     max_pool_plain,
 )
 
+pytestmark = pytest.mark.usefixtures("each_form")
+
 
 def both(function, x, g):
     value, pull = jax.vjp(function, x)
