@@ -1,6 +1,7 @@
 """Configs: what is refused before anything is written, what a resume accepts, what is stored."""
 
 import ast
+import importlib.metadata
 import json
 import re
 import runpy
@@ -242,7 +243,9 @@ def test_stored_config_says_where_it_comes_from(default, tmp_path):
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert record["dataset"]["sizes"] == {"train": 90}
     assert description.load_dataset(tmp_path / "run") == DATASET
-    assert set(record["versions"]) == {"python", *description.LIBRARIES}
+    installed = {each.name for each in importlib.metadata.distributions()}
+    optional = installed & {description.OPTIONAL}
+    assert set(record["versions"]) == {"python", *description.LIBRARIES, *optional}
     assert re.fullmatch(r"([0-9a-f]{40}(-dirty)?)?", record["git_commit"])
     default.data.dir = str(sources.data_dir(default.data))
     assert description.load(tmp_path / "run").to_dict() == default.to_dict()

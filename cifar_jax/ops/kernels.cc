@@ -1,8 +1,8 @@
-// The operations of a training step in bfloat16 on a CPU, as custom calls of XLA.
+// The operations of a training step on a CPU, in bfloat16 or float32, as custom calls of XLA.
 //
 // XLA converts bfloat16 to float32 and back around each operation and has no convolution in half
 // precision on CPUs; oneDNN has. Everything between convolutions is a loop over the rows of
-// [rows, channels]: half precision in memory, float32 in registers, each value read as few times as
+// [rows, channels]: either type in memory, float32 in registers, each value read as few times as
 // its dependencies allow.
 //
 // Sums are over a fixed number of parts, added up in order, so that a result does not depend on the
@@ -61,7 +61,7 @@ T rounded(float value) {
     return value;
 }
 
-// Images and layers, of bf16 or of float.
+// Images or a layer's values: T is bf16 or float.
 template <class T>
 using Array = ffi::Buffer<std::is_same_v<T, bf16> ? ffi::BF16 : ffi::F32>;
 template <class T>

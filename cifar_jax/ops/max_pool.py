@@ -144,7 +144,7 @@ def _backward_blocks(window, winner, g):
 _max_pool_blocks.defvjp(_forward_blocks, _backward_blocks)
 
 
-# -- bfloat16 on CPUs --
+# -- by `native` --
 
 
 def _native(x: jax.Array, window: int, stride: int) -> jax.Array:

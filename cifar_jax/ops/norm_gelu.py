@@ -1,4 +1,5 @@
-"""GELU of a normalised or shifted value; in bfloat16 on CPUs as one operation with its neighbours.
+"""GELU of a normalised or shifted value; as one operation with its neighbours where `native` is
+usable.
 
 By the error function, as PyTorch computes it.
 """
@@ -45,7 +46,7 @@ def bias_gelu(x: jax.Array, bias: jax.Array) -> jax.Array:
 def norm_gelu(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
     """gelu((x - mean) · factor + bias) of given statistics, where `native` is usable.
 
-    x: bfloat16 [..., C], the others float32 [C]. No gradient goes to mean and factor.
+    x: [..., C], the others float32 [C]. No gradient goes to mean and factor.
     """
     return _given(x, lax.stop_gradient(mean), lax.stop_gradient(factor), bias)
 
@@ -77,7 +78,7 @@ def batch_norm_gelu(
     """(gelu(x̂ + bias), mean, biased variance) with x̂ = x normalised by these, the statistics of
     all replicas' x, where `native` is usable.
 
-    x: bfloat16 [..., C]; float32 [C] the rest. `mean_of` is the mean over the replicas. No
+    x: [..., C]; float32 [C] the rest. `mean_of` is the mean over the replicas. No
     gradient comes from the statistics that are returned.
     """
     return _batch_forward(x, bias, epsilon, mean_of)[0]

@@ -22,6 +22,7 @@ from cifar_jax.errors import UsageError, UserError, reason, unknown
 FILE = "config.json"
 MEMBERS = "members"  # the workdirs of several networks that train together
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+OPTIONAL = "onednn-cpu-gomp"  # its operations are used where it is installed
 
 # A workdir belongs to one model on one dataset, drawn and optimised in one way. Everything else may
 # change when a run is resumed: its length, the rate, the batch size, how often it is saved.
@@ -78,10 +79,7 @@ def store(config: ConfigDict, workdir: Path, step: int, device: str, dataset: De
     record = {
         "config": fields,
         "dataset": dataset.to_json(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in LIBRARIES},
-        },
+        "versions": _versions(),
         "git_commit": _git_commit(),
         "device": device,
     }
@@ -91,6 +89,14 @@ def store(config: ConfigDict, workdir: Path, step: int, device: str, dataset: De
         files.write(workdir / FILE, files.to_json(record))
     except OSError as error:
         raise _unusable(workdir, error) from error
+
+
+def _versions() -> dict[str, str]:
+    """Of what a run's bits depend on."""
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found[OPTIONAL] = importlib.metadata.version(OPTIONAL)
+    return {"python": platform.python_version(), **found}
 
 
 def member(workdir: Path, number: int) -> Path:
