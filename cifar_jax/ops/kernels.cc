@@ -146,7 +146,8 @@ memory over(const memory::desc& desc, const void* data) {
 }
 
 // [B, H, W, C] with a kernel [h, w, C, D], zero-padded by `low` before (top, left) and as much as
-// the output's size asks for after. A pass is made at its first call: oneDNN generates code for the shapes.
+// the output's size asks for after. A pass is made at its first call: oneDNN generates code for the
+// shapes.
 template <class T>
 struct Conv {
   static constexpr Type kType = std::is_same_v<T, bf16> ? Type::bf16 : Type::f32;
@@ -207,7 +208,7 @@ Pass& pass_of(Passes<T>& made, const Conv<T>& conv, Make make) {
   return *pass;
 }
 
-// A pass that multiplies with a kernel: a float32 one, rounded.
+// A pass that multiplies with a kernel: a float32 one, rounded to T.
 template <class Primitive, class T, class Desc>
 void multiply(const Conv<T>& conv, Desc (Conv<T>::*describe)() const, const Float& kernel,
               std::unordered_map<int, memory> arguments) {
@@ -240,7 +241,8 @@ ffi::Error guarded(Work work) {
 template <class T>
 ffi::Error conv_forward(Array<T> x, Float kernel, Out<T> y, int64_t top, int64_t left) {
   return guarded([&] {
-    Conv<T> conv{four(x.dimensions()), four(kernel.dimensions()), four(y->dimensions()), {top, left}};
+    Conv<T> conv{
+        four(x.dimensions()), four(kernel.dimensions()), four(y->dimensions()), {top, left}};
     multiply<dnnl::convolution_forward>(
         conv, &Conv<T>::forward, kernel,
         {{DNNL_ARG_SRC, over(conv.images(conv.x), x.untyped_data())},
@@ -252,7 +254,8 @@ ffi::Error conv_forward(Array<T> x, Float kernel, Out<T> y, int64_t top, int64_t
 template <class T>
 ffi::Error conv_backward_data(Array<T> dy, Float kernel, Out<T> dx, int64_t top, int64_t left) {
   return guarded([&] {
-    Conv<T> conv{four(dx->dimensions()), four(kernel.dimensions()), four(dy.dimensions()), {top, left}};
+    Conv<T> conv{
+        four(dx->dimensions()), four(kernel.dimensions()), four(dy.dimensions()), {top, left}};
     multiply<dnnl::convolution_backward_data>(
         conv, &Conv<T>::backward_data, kernel,
         {{DNNL_ARG_DIFF_DST, over(conv.images(conv.y), dy.untyped_data())},
@@ -278,11 +281,13 @@ Pass backward_kernel(const Conv<T>& conv) {
 // Each thread has its images, and a sum of its own: oneDNN's threads share them, and spin where they
 // wait for each other. With another process on the same cores that is 50 times slower.
 template <class T>
-ffi::Error conv_backward_kernel(Array<T> x, Array<T> dy, FloatOut dkernel, int64_t top, int64_t left) {
+ffi::Error conv_backward_kernel(Array<T> x, Array<T> dy, FloatOut dkernel, int64_t top,
+                                int64_t left) {
   return guarded([&] {
     static Passes<T> made;
     static const int64_t threads = omp_get_max_threads();  // as long as the process lives
-    const Conv<T> all{four(x.dimensions()), four(dkernel->dimensions()), four(dy.dimensions()), {top, left}};
+    const Conv<T> all{
+        four(x.dimensions()), four(dkernel->dimensions()), four(dy.dimensions()), {top, left}};
     const int64_t images = all.x[0], parts = std::min(threads, images);
     const int64_t size = dkernel->element_count();
     const auto of_part = [&](int64_t part) {
@@ -602,8 +607,8 @@ ffi::Error norm_gelu_forward(Array<T> x, Float mean, Float factor, Float bias, O
 
 // With g = dy · GELU'(z) and x̂ = (x - mean) · factor: the sums of g and of g · x̂.
 template <class T>
-ffi::Error norm_gelu_sums(Array<T> x, Float mean, Float factor, Float bias, Array<T> dy, FloatOut sum,
-                          FloatOut product) {
+ffi::Error norm_gelu_sums(Array<T> x, Float mean, Float factor, Float bias, Array<T> dy,
+                          FloatOut sum, FloatOut product) {
   return guarded([&] {
     const WideRows all(x);
     const int64_t channels = all.channels;
@@ -632,8 +637,8 @@ ffi::Error norm_gelu_sums(Array<T> x, Float mean, Float factor, Float bias, Arra
 
 // dx = factor · (g - mean of g - x̂ · mean of g·x̂), with the means given.
 template <class T>
-ffi::Error norm_gelu_backward(Array<T> x, Float mean, Float factor, Float bias, Array<T> dy, Float mean_g,
-                              Float mean_product, Out<T> dx) {
+ffi::Error norm_gelu_backward(Array<T> x, Float mean, Float factor, Float bias, Array<T> dy,
+                              Float mean_g, Float mean_product, Out<T> dx) {
   return guarded([&] {
     const WideRows all(x);
     const int64_t channels = all.channels;
@@ -670,9 +675,15 @@ ffi::Error norm_gelu_backward(Array<T> x, Float mean, Float factor, Float bias, 
   XLA_FFI_DEFINE_HANDLER_SYMBOL(cifar_jax_##name##_float32, name<T>, __VA_ARGS__);   \
   }
 #define BIND ffi::Ffi::Bind()
-DEFINE(conv_forward, BIND.Arg<Array<T>>().Arg<Float>().Ret<Array<T>>().Attr<int64_t>("top").Attr<int64_t>("left"))
-DEFINE(conv_backward_data, BIND.Arg<Array<T>>().Arg<Float>().Ret<Array<T>>().Attr<int64_t>("top").Attr<int64_t>("left"))
-DEFINE(conv_backward_kernel, BIND.Arg<Array<T>>().Arg<Array<T>>().Ret<Float>().Attr<int64_t>("top").Attr<int64_t>("left"))
+DEFINE(conv_forward,
+    BIND.Arg<Array<T>>().Arg<Float>().Ret<Array<T>>()
+        .Attr<int64_t>("top").Attr<int64_t>("left"))
+DEFINE(conv_backward_data,
+    BIND.Arg<Array<T>>().Arg<Float>().Ret<Array<T>>()
+        .Attr<int64_t>("top").Attr<int64_t>("left"))
+DEFINE(conv_backward_kernel,
+    BIND.Arg<Array<T>>().Arg<Array<T>>().Ret<Float>()
+        .Attr<int64_t>("top").Attr<int64_t>("left"))
 DEFINE(max_pool,
     BIND.Arg<Array<T>>().Ret<Array<T>>().Attr<int64_t>("window").Attr<int64_t>("stride"))
 DEFINE(max_pool_forward,
