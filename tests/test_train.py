@@ -165,6 +165,7 @@ def test_several_steps_in_a_call_are_the_same_steps(config, tmp_path, uninterrup
     assert [re.search(r"step (\d+)", line)[1] for line in lines] == ["0", "2", "4"]
 
 
+@pytest.mark.slow
 def test_scalars_of_steps_within_a_call_are_those_of_single_steps(config, tmp_path):
     config.summaries.update({"scalars": 2, "images": 6, "histograms": 0})
     config.checkpoint.every_steps = 6
