@@ -15,18 +15,14 @@ from cifar_jax.ops.lrn import lrn_plain, relu_lrn
 from cifar_jax.ops.max_pool import max_pool, max_pool_blocks
 from cifar_jax.ops.norm_gelu import bias_gelu
 
-usable = pytest.mark.skipif(not native.usable("bfloat16"), reason=native.reason("bfloat16") or "")
+
+def needs(dtype):
+    return pytest.mark.skipif(not native.usable(dtype), reason=native.reason(dtype) or "")
+
+
+usable = needs("bfloat16")
 of_both = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param("bfloat16", marks=usable),
-        pytest.param(
-            "float32",
-            marks=pytest.mark.skipif(
-                not native.usable("float32"), reason=native.reason("float32") or ""
-            ),
-        ),
-    ],
+    "dtype", [pytest.param(dtype, marks=needs(dtype)) for dtype in ("bfloat16", "float32")]
 )
 HALF, SINGLE = 4e-3, 1e-5  # bfloat16: the distance of two numbers
 
