@@ -22,10 +22,11 @@ from ml_collections import ConfigDict
 
 from benchmarks import airbench_task, task
 from cifar_jax import config as config_lib
-from cifar_jax import models, optim, steps, train
+from cifar_jax import models, optim, steps
 from cifar_jax.data import feeds
 from cifar_jax.devices import replicas
 from cifar_jax.inputs import Targets
+from cifar_jax.loop import training
 from cifar_jax.loop.calls import compile_steps
 from cifar_jax.optim import ema, paths
 
@@ -149,7 +150,7 @@ class ProgramStep:
     """
 
     def __init__(self, config: ConfigDict):
-        run = train.prepare(config)
+        run = training.prepare(config)
         mesh, batch_size, count = run.mesh, config.batch_size, len(run.data)
         # Copies, as a step reuses the memory of the state that it is given.
         self._first = lambda: replicas.replicate(jax.tree.map(jnp.copy, run.state), mesh)

@@ -35,23 +35,23 @@ def networks(count: int, batch: int, dtype: str) -> Networks:
 
     from benchmarks import jax_cnn
     from cifar_jax import config as config_lib
-    from cifar_jax import train
     from cifar_jax.devices import replicas
+    from cifar_jax.loop import run as run_lib
+    from cifar_jax.loop import training
     from cifar_jax.loop.calls import compile_steps
-    from cifar_jax.members import step as members
-    from cifar_jax.steps import Detail
+    from cifar_jax.steps import Detail, members
 
     config = jax_cnn.program_config(batch_size=batch, dtype=dtype, num_seeds=count)
     config = config_lib.resolve(config)
     configs = config_lib.members(config)
-    run = train.prepare(configs[0])
+    run = training.prepare(configs[0])
     step: Any = run.step
     state = run.state
     if count > 1:
-        states = [train.first_state(run.step, run.data, own.seed) for own in configs]
+        states = [training.first_state(run.step, run.data, own.seed) for own in configs]
         state = members.stack(states)
         step = partial(members.train_step, single=run.step, configs=configs, mesh=run.mesh)
-    feed, dataset = train.make_feed(config, run.data, run.mesh)
+    feed, dataset = run_lib.make_feed(config, run.data, run.mesh)
     steps = 1 if jax.default_backend() == "cpu" else STEPS
     held = [replicas.replicate(state, run.mesh)]
     batches, request = feed.get(0, steps), replicas.request(0, run.mesh)

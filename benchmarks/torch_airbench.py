@@ -273,8 +273,8 @@ def main() -> None:
     import jax
 
     from cifar_jax import config as config_lib
-    from cifar_jax import train
     from cifar_jax.data import splits
+    from cifar_jax.loop.training import prepare
     from cifar_jax.optim import paths
 
     config = config_lib.recipe("airbench94")
@@ -288,7 +288,7 @@ def main() -> None:
     test = Images(*splits.open(config.data, "test", 0).load()[:2], mean, std)
     for seed in range(args.seeds):
         config.seed = seed
-        first = paths.flatten(jax.device_get(train.prepare(config).state.params))
+        first = paths.flatten(jax.device_get(prepare(config).state.params))
         print(json.dumps(trained(args.dtype, first, training, test, seed)), flush=True)
 
 

@@ -18,11 +18,12 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from cifar_jax import config as config_lib
-from cifar_jax import models, steps, train
+from cifar_jax import models, steps
 from cifar_jax.data import feeds, splits
 from cifar_jax.devices import replicas
+from cifar_jax.loop import training
 from cifar_jax.loop.calls import compile_steps
-from cifar_jax.members import proxy
+from cifar_jax.steps import proxy
 
 EVAL_BATCH = 2_000  # images; as the records have it
 
@@ -51,7 +52,7 @@ class WholeTraining:
 
     def __init__(self, config: ConfigDict):
         config = config_lib.resolve(config)
-        self._run = run = train.prepare(config)
+        self._run = run = training.prepare(config)
         self._mesh, self._views = run.mesh, config.eval.views
         images, labels, _ = run.data.load()
         self._dataset = replicas.replicate({"image": images, "label": labels}, run.mesh)

@@ -19,12 +19,7 @@ from cifar_jax.devices import replicas
 from cifar_jax.errors import UsageError, unknown
 
 DTYPES = ("float32", "bfloat16")
-SWEPT = (  # numbers that a compiled step may take as arrays
-    "optim.learning_rate",
-    "optim.weight_decay",
-    "optim.label_smoothing",
-    "optim.ema_decay",
-)
+_SWEPT = tuple(f"optim.{name}" for name in optim.SWEPT)
 _DATASET_FIELDS = ("data.name", "data.dir", "data.shards", "data.validation")
 
 
@@ -162,13 +157,13 @@ def _together(config: ConfigDict, part: str) -> list[dict[str, float]]:
     fields: dict[str, list[float]] = {}
     for each in part.split("&"):
         path, _, values = (text.strip() for text in each.partition("="))
-        if path not in SWEPT:
+        if path not in _SWEPT:
             if path in flat(config):
                 raise UsageError(
                     f"config.sweep: {path} would need another program for each value. Fields of "
-                    f"one are {', '.join(SWEPT)}; train the others one by one."
+                    f"one are {', '.join(_SWEPT)}; train the others one by one."
                 )
-            raise unknown("field in config.sweep", path, SWEPT)
+            raise unknown("field in config.sweep", path, _SWEPT)
         try:
             fields[path] = [float(value) for value in values.split(",")]
         except ValueError:

@@ -208,7 +208,7 @@ Shown(png, "How many values lose how many thousandths: most lose less than one",
 # %% [markdown]
 # ## Where to go next
 #
-# - The core of all this is two pages: `cifar_jax/steps.py` and `cifar_jax/models/cnn.py`.
+# - The core of all this is two pages: `cifar_jax/steps/update.py` and `cifar_jax/models/cnn.py`.
 # - [Several devices and the same numbers](many.ipynb).
 # - [Your own pictures](your_data.ipynb).
 # - The exercises that the tutorial left to its readers, answered by measurement: `docs/exercises.md`.

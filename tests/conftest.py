@@ -18,10 +18,10 @@ import jax  # noqa: E402  (after the runtime)
 import jax.numpy as jnp  # noqa: E402
 
 from cifar_jax import config as config_lib  # noqa: E402
-from cifar_jax import train  # noqa: E402
 from cifar_jax.data import native  # noqa: E402
 from cifar_jax.data.dataset import Description  # noqa: E402
 from cifar_jax.devices import replicas  # noqa: E402
+from cifar_jax.loop import training  # noqa: E402
 from cifar_jax.ops import native as native_ops  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +96,7 @@ def compiled_step():
 
     def build(config, devices: int = 1, detail: int = 0):
         config.num_devices = devices
-        run = train.prepare(config)
+        run = training.prepare(config)
 
         def step(state, batch):
             zeros = jnp.zeros(len(batch["label"]), jnp.int32)

@@ -15,6 +15,7 @@ from cifar_jax import evaluate, steps, train
 from cifar_jax.data import native, shards, sources
 from cifar_jax.errors import Diverged, UsageError, UserError
 from cifar_jax.inputs import standardize
+from cifar_jax.loop import training
 from cifar_jax.workdir import checkpoint, description, pytrees
 from tests.conftest import DATASET, NUM_TEST, NUM_TRAIN, random_images
 from tests.telemetry.test_summaries import values
@@ -49,7 +50,7 @@ def records(workdir, kind="eval"):
 def expected_accuracy(config, workdir, step, split, ema=True, count=None, views=1):
     """All images at once, from the checkpoint's bytes, without the evaluation's own code."""
     model = steps.make_model(config, 10)
-    state = pytrees.restore(workdir / "checkpoints", step, train.prepare(config).state)
+    state = pytrees.restore(workdir / "checkpoints", step, training.prepare(config).state)
     params = state.ema["params"] if ema else state.params
     data = sources.load(config.data, split)
     looks = [data.images[:count, 4:28, 4:28]]

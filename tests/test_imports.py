@@ -18,14 +18,17 @@ ROOMS = {  # what each may import beside `EVERYWHERE` and itself
     "ops": set(),
     "models": {"ops", "devices"},
     "data": {"devices"},
-    "steps": {"inputs", "models", "optim", "devices"},
     "config": {"data", "inputs", "models", "optim", "devices"},
+    "steps": {"inputs", "models", "optim", "devices"},
     "workdir": {"config", "data"},
     "telemetry": {"workdir", "config", "steps", "models", "optim"},
-    "loop": {"telemetry", "workdir", "data", "steps", "optim", "devices"},
+    "loop": {
+        *("telemetry", "workdir", "config", "steps"),
+        *("data", "inputs", "models", "optim", "devices"),
+    },
     "members": {
         *("loop", "telemetry", "workdir", "config", "steps"),
-        *("inputs", "models", "optim", "devices"),
+        *("data", "models", "devices"),
     },
 }
 ALL = set(ROOMS)

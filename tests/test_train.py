@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from cifar_jax import models, steps, train
-from cifar_jax.data import shards, sources, splits
+from cifar_jax.data import download, shards, sources, splits
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError
-from cifar_jax.loop import calls, saver
+from cifar_jax.loop import calls, saver, training
+from cifar_jax.loop import run as run_lib
 from cifar_jax.ops import native
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry import log as log_lib
@@ -189,7 +190,7 @@ def test_calls_are_as_long_as_what_is_due_allows(config):
     def steps_per_call(scalars, images, wanted=0, on_device=True):
         config.summaries.update({"scalars": scalars, "images": images, "histograms": 0})
         config.steps_per_call = wanted
-        return train._steps_per_call(config, mesh, on_device, saver)
+        return run_lib._steps_per_call(config, mesh, on_device, saver)
 
     assert steps_per_call(10, 50) == 1  # a CPU
     assert steps_per_call(10, 50, 100) == 50
@@ -200,9 +201,9 @@ def test_calls_are_as_long_as_what_is_due_allows(config):
 
 
 def test_balance_weights_the_loss_by_class(config):
-    assert train.prepare(config).step.keywords["class_weights"] is None
+    assert training.prepare(config).step.keywords["class_weights"] is None
     config.data.balance = True
-    run = train.prepare(config)
+    run = training.prepare(config)
     labels = run.data.load()[1]
     weights = np.array(run.step.keywords["class_weights"])
     np.testing.assert_allclose(weights[labels].mean(), 1)
@@ -517,7 +518,7 @@ def test_an_end_takes_the_mark_of_an_earlier_divergence_away(config, tmp_path):
 
 def test_the_first_loss_is_that_of_the_tutorial(config):
     config.divergence.factor = 1.0
-    assert train.prepare(config).loss_bound() == pytest.approx(4.68, abs=0.01)
+    assert training.prepare(config).loss_bound() == pytest.approx(4.68, abs=0.01)
 
 
 def test_the_explicit_words_rename_what_lies_beyond(config, tmp_path, uninterrupted, capsys):
@@ -638,7 +639,7 @@ def test_parameters_that_are_not_finite_are_never_saved(config, tmp_path, monkey
 def test_what_cannot_work_is_refused_before_anything_is_written(
     config, tmp_path, field, value, message, monkeypatch
 ):
-    monkeypatch.setattr(train.splits.sources.cifar.download, "OPEN_SECONDS", 0.1)
+    monkeypatch.setattr(download, "OPEN_SECONDS", 0.1)
     config.update_from_flattened_dict(
         {field: value if field != "data.dir" else str(tmp_path / "d")}
     )
@@ -700,13 +701,13 @@ def test_half_precision_on_a_cpu_is_remarked_upon(config, monkeypatch):
     monkeypatch.setattr(native, "reason", lambda dtype: "no C++ compiler is installed")
     (remark,) = models.remarks("bfloat16")
     assert remark == "bfloat16 is computed in float32 here: no C++ compiler is installed."
-    assert train.prepare(config).step.keywords["model"].dtype == "float32"
+    assert training.prepare(config).step.keywords["model"].dtype == "float32"
     monkeypatch.setattr(native, "reason", lambda dtype: None)
     assert models.remarks("bfloat16") == []
-    assert train.prepare(config).step.keywords["model"].dtype == "bfloat16"
+    assert training.prepare(config).step.keywords["model"].dtype == "bfloat16"
 
 
 def test_growing_images_need_a_model_for_any_size(config):
     config.inputs.curriculum = ((1, 20),)
     with pytest.raises(UsageError, match="CNN has other parameters for images of 20x20"):
-        train.prepare(config)
+        training.prepare(config)

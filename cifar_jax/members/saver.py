@@ -5,8 +5,8 @@ from pathlib import Path
 
 from cifar_jax.errors import Diverged
 from cifar_jax.loop.saver import AfterCheckpoint, Saver
-from cifar_jax.members.step import member, stack
 from cifar_jax.steps import TrainState
+from cifar_jax.steps.members import member, stack
 from cifar_jax.workdir import checkpoint
 
 

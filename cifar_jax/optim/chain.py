@@ -13,6 +13,9 @@ from cifar_jax.optim.groups import Group, assign, decays, groups
 from cifar_jax.optim.muon import fix_norm, scale_by_muon
 from cifar_jax.optim.schedule import make_schedule
 
+# The fields of config.optim that may be arrays in a compiled step
+SWEPT = "learning_rate", "weight_decay", "label_smoothing", "ema_decay"
+
 
 def make_optimizer(
     config: ConfigDict, steps_per_epoch: float, num_steps: int

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import train
 from cifar_jax.data import native, shards
 from cifar_jax.data.dataset import Split
+from cifar_jax.loop import training
 from cifar_jax.workdir import checkpoint, description, pytrees, records
 from tests.conftest import NAMES, NUM_TRAIN, ROOT, random_images
 
@@ -61,7 +61,7 @@ def undisturbed(launch, tmp_path_factory):
 
 
 def leaves(workdir, step=60):
-    like = train.prepare(description.load(workdir)).state
+    like = training.prepare(description.load(workdir)).state
     return jax.tree.leaves(pytrees.restore(workdir / "checkpoints", step, like))
 
 
@@ -105,9 +105,9 @@ def test_all_processes_begin_with_what_the_first_one_finds(launch, tmp_path, und
     )
     assert code == 0, out
     assert len(re.findall(r"Initialised from .* at step 60: 10 of 10 arrays\.", out)) == 1
-    there = train.prepare(description.load(undisturbed)).state
+    there = training.prepare(description.load(undisturbed)).state
     there = pytrees.restore(undisturbed / "checkpoints", 60, there).ema
-    like = train.prepare(description.load(tmp_path / "run")).state
+    like = training.prepare(description.load(tmp_path / "run")).state
     here = pytrees.restore(tmp_path / "run" / "checkpoints", 2, like).variables
     for one, other in zip(jax.tree.leaves(there), jax.tree.leaves(here), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import steps, train
+from cifar_jax import steps
 from cifar_jax.devices import replicas
+from cifar_jax.loop import run as run_lib
+from cifar_jax.loop import training
 from cifar_jax.loop.calls import compile_steps
 from cifar_jax.models import cnn
 from cifar_jax.ops.conv import conv_plain
@@ -20,10 +22,10 @@ pytestmark = pytest.mark.slow
 
 def losses(config):
     """The cross-entropy of every step."""
-    run = train.prepare(config)
+    run = training.prepare(config)
     request = replicas.request(0, run.mesh)
     state = replicas.replicate(run.state, run.mesh)
-    feed, dataset = train.make_feed(config, run.data, run.mesh)
+    feed, dataset = run_lib.make_feed(config, run.data, run.mesh)
     batch = feed.get(0, 1)
     compiled = compile_steps(run.step, steps.Detail.NONE, run.mesh, state, batch, dataset)
     found = []

@@ -12,13 +12,14 @@ import pytest
 import cifar_jax
 from cifar_jax import __main__ as command
 from cifar_jax import config as config_lib
-from cifar_jax import train as train_lib
 from cifar_jax.config import members
+from cifar_jax.data import feeds
 from cifar_jax.errors import Diverged, UsageError, UserError
 from cifar_jax.evaluate import Evaluators, evaluate
-from cifar_jax.members import step as step_lib
+from cifar_jax.loop import training
 from cifar_jax.predict import export
 from cifar_jax.report import page
+from cifar_jax.steps import members as step_lib
 from cifar_jax.train import train
 from cifar_jax.workdir import checkpoint, description, pytrees, records
 from tests.conftest import random_images
@@ -131,14 +132,14 @@ def test_another_number_of_networks_is_another_run(several, workdir):
 def test_one_that_diverges_is_marked_and_the_others_go_on(
     several, trained, tmp_path, monkeypatch, capsys
 ):
-    first_state = train_lib.first_state
+    first_state = training.first_state
 
     def broken(step, data, seed):
         state = first_state(step, data, seed)
         scale = 1e30 if seed == 6 else 1.0
         return state.replace(params=jax.tree.map(lambda leaf: leaf * scale, state.params))
 
-    monkeypatch.setattr(train_lib, "first_state", broken)
+    monkeypatch.setattr(training, "first_state", broken)
     found = train(several, tmp_path / "run")
     assert "Network 1 goes on no more: The loss is" in capsys.readouterr().out
     for number in (0, 2):
@@ -159,9 +160,9 @@ def test_one_that_diverges_is_marked_and_the_others_go_on(
 
 
 def test_where_all_diverge_so_does_the_run(several, tmp_path, monkeypatch):
-    first_state = train_lib.first_state
+    first_state = training.first_state
     monkeypatch.setattr(
-        train_lib,
+        training,
         "first_state",
         lambda *args: jax.tree.map(lambda leaf: leaf * jnp.nan, first_state(*args)).replace(
             step=jnp.int32(0), opt_state=first_state(*args).opt_state
@@ -258,7 +259,7 @@ def test_what_does_not_go_together_is_refused(several, tmp_path, changes, proble
 
 
 def test_more_than_memory_holds_are_refused_with_the_largest_number(several, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_lib.feeds, "free_mib", lambda devices: 40)
+    monkeypatch.setattr(feeds, "free_mib", lambda devices: 40)
     with pytest.raises(UserError, match=r"40 MiB are free. Train at most 2 together."):
         train(several, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -314,8 +315,8 @@ def test_all_at_once_as_on_gpus_they_are_the_same(recipe, data_dir, monkeypatch)
     config.data.dir = str(data_dir)
     config.update(num_seeds=2, batch_size=16, num_steps=4, num_devices=1, dtype="float32")
     configs = members(config_lib.resolve(config))
-    run = train_lib.prepare(configs[0])
-    states = [train_lib.first_state(run.step, run.data, own.seed) for own in configs]
+    run = training.prepare(configs[0])
+    states = [training.first_state(run.step, run.data, own.seed) for own in configs]
     images, labels, _ = run.data.load()
     dataset = {"image": jnp.asarray(images), "label": jnp.asarray(labels, jnp.int32)}
     batch = {

@@ -12,6 +12,7 @@ from flax import linen as nn
 from cifar_jax import config as config_lib
 from cifar_jax import models, train
 from cifar_jax.errors import UsageError, UserError
+from cifar_jax.loop.training import prepare
 from cifar_jax.models.batch_norm import BatchNorm
 from cifar_jax.optim import paths
 from cifar_jax.workdir import checkpoint, pytrees, transfer
@@ -107,7 +108,7 @@ def first_state(monkeypatch):
 
     def start(*arguments, **options):
         with monkeypatch.context() as patch, pytest.raises(Begun) as begun:
-            patch.setattr(train, "_loop", stop)
+            patch.setattr(train, "run_steps", stop)
             train.train(*arguments, **options)
         return begun.value.args[0]
 
@@ -126,7 +127,7 @@ def test_other_classes_on_frozen_lower_layers(config, source, tmp_path, capsys):
 
 def test_a_run_begins_with_the_ema_and_draws_the_rest(config, source, tmp_path, first_state):
     config.optim.groups = ({"params": "lower/kernel", "name": "muon"},)
-    there, drawn = learned(source), train.prepare(config).state.variables
+    there, drawn = learned(source), prepare(config).state.variables
     assert not same(there, learned(source, ema=False))
     state = first_state(config, tmp_path / "run")
     assert int(state.step) == 0

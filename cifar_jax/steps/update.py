@@ -1,4 +1,4 @@
-"""What happens to one batch: pure functions of (state, batch), bound to their configuration once.
+"""One update of the parameters.
 
 Every replica computes the gradient of its part of the batch; the update is one computation on their
 mean, however its arrays are sharded.
@@ -7,98 +7,24 @@ mean, however its arrays are sharded.
 import enum
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from flax import struct
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cifar_jax import models, optim
 from cifar_jax.devices import replicas
 from cifar_jax.devices.replicas import AXIS
 from cifar_jax.inputs import Curriculum, Inputs, Targets
-from cifar_jax.inputs import weights as view_weights
 from cifar_jax.optim import ema, layers
+from cifar_jax.steps.state import Batch, Metrics, State, split_variables
 
-# "image" uint8 [B, H, W, C]; int32 [B]: "label", "index", "epoch", and where the images were chosen
-# from a larger batch, their "position" there
-Batch = dict[str, jax.Array]
-Variables = dict[str, Any]  # "params", and a collection for each kind of state that the model has
-Metrics = dict[str, jax.Array]
 SHOWN = 16  # images of a batch in the summaries of images and activations
-TOP = 3  # classes that a prediction names
-_CHUNK = 64  # images
-
-
-class TrainState(struct.PyTreeNode):
-    """The state of a run: everything else follows from the config and `step`."""
-
-    step: jax.Array  # int32, updates so far
-    params: Any
-    model_state: Any  # collections by name, as "batch_stats"; {} for a model without
-    opt_state: Any
-    ema: Variables  # the EMA of params and model_state
-
-    @property
-    def variables(self) -> Variables:
-        return {"params": self.params, **self.model_state}
-
-
-State = TypeVar("State", bound=TrainState)  # perhaps with more than a step changes
-
-
-def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
-    return models.create(config.model.name, num_classes, config.dtype)
-
-
-def init_state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step. Raises UsageError for a pattern of config.optim that
-    matches no parameter."""
-    params, model_state = split_variables(variables)
-    average = jax.tree.map(jnp.copy, variables)
-    return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), average)
-
-
-def split_variables(variables: Variables) -> tuple[Any, Any]:
-    """params and model_state."""
-    return variables["params"], {k: v for k, v in variables.items() if k != "params"}
-
-
-def state_shardings(state: TrainState, mesh: Mesh, shard_optimizer: bool) -> TrainState:
-    """The sharding of each array of the state: replicated; with `shard_optimizer` the optimiser's
-    state and the EMA are split over the devices (ZeRO stage 1: Rajbhandari et al., 2020)."""
-    whole = jax.tree.map(lambda _: NamedSharding(mesh, P()), state)
-    if not shard_optimizer:
-        return whole
-    split = (replicas.zero1_shardings(tree, mesh) for tree in (state.opt_state, state.ema))
-    return whole.replace(**dict(zip(("opt_state", "ema"), split, strict=True)))
-
-
-def predict(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Array:
-    """float32 logits [B, num_classes] of standardised images [B, H, W, C], in evaluation.
-
-    On CPUs `_CHUNK` images at a time, so that a layer's output is still cached for the next."""
-
-    def apply(variables, images):
-        return models.forward(model, variables, images, train=False)[0]
-
-    def in_chunks(variables, images):
-        whole = len(images) // _CHUNK * _CHUNK
-        chunks = images[:whole].reshape(-1, _CHUNK, *images.shape[1:])
-        logits = lax.map(partial(apply, variables), chunks).reshape(whole, -1)
-        if whole < len(images):
-            logits = jnp.concatenate([logits, apply(variables, images[whole:])])
-        return logits
-
-    if len(images) <= _CHUNK:
-        return apply(variables, images)
-    return lax.platform_dependent(variables, images, cpu=in_chunks, default=apply)
 
 
 def image_keys(
@@ -362,44 +288,3 @@ def of_first_replica(tree: Any) -> Any:
     first = lax.axis_index(AXIS) == 0
     shown = jax.tree.map(lambda x: jnp.where(first, x[:SHOWN], 0), tree)
     return lax.psum(shown, AXIS)
-
-
-def predict_step(
-    variables: Variables,
-    batch: Batch,
-    *,
-    model: nn.Module,
-    inputs: Inputs,
-    views: int = 1,
-    ensemble: bool = False,
-) -> Metrics:
-    """Predictions of each image: "classes" int32 and "probabilities" float32 [B, `TOP`], and
-    "cross_entropy" float32 [B].
-
-    The most probable class first; fewer than `TOP` where there are fewer classes. The probabilities
-    are the weighted mean of those of `views` (`Inputs.evaluate`), and of an `ensemble`, whose
-    variables are stacked, the mean over its networks.
-    """
-    looks = inputs.evaluate(batch["image"], views)
-
-    def log_probabilities_of(variables: Variables) -> jax.Array:
-        logits = jnp.stack([predict(model, variables, images) for images in looks])
-        weights = jnp.array(view_weights(views))[:, None, None]
-        return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0, b=weights)
-
-    if ensemble:
-        log_mean = mean_of_logs(lax.map(log_probabilities_of, variables))
-    else:
-        log_mean = log_probabilities_of(variables)
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(log_mean, batch["label"])
-    log_probabilities, classes = lax.top_k(log_mean, min(TOP, log_mean.shape[-1]))
-    return {
-        "classes": classes,
-        "probabilities": jnp.exp(log_probabilities),
-        "cross_entropy": cross_entropy,
-    }
-
-
-def mean_of_logs(log_probabilities: jax.Array) -> jax.Array:
-    """The logarithm of the mean over the first axis of what these are logarithms of."""
-    return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(log_probabilities))

@@ -13,6 +13,7 @@ from cifar_jax import models, steps
 from cifar_jax import train as train_lib
 from cifar_jax.devices import replicas
 from cifar_jax.errors import UsageError
+from cifar_jax.loop import training
 from cifar_jax.models.airbench import Airbench
 from tests.conftest import random_images
 
@@ -39,7 +40,7 @@ def equal(one, other):
 
 @pytest.mark.slow
 def test_the_step_is_that_of_the_hardest_images(small):
-    run = train_lib.prepare(small)
+    run = training.prepare(small)
     images, labels = random_images(16, seed=3)
     zeros = jnp.zeros(16, jnp.int32)
     batch = {"image": images, "label": labels.astype(np.int32), "index": zeros, "epoch": zeros}
@@ -78,7 +79,7 @@ def test_the_step_is_that_of_the_hardest_images(small):
 def test_the_rates_of_the_proxy_fall_as_the_model_s(small):
     """It has half of the updates, each of the rate that the model has at that step."""
     small.num_steps, small.optim.warmup_epochs = 60, 0.0
-    keywords = train_lib.prepare(small).step.keywords
+    keywords = training.prepare(small).step.keywords
     own, other = keywords["schedule"], keywords["proxy"].keywords["schedule"]
     for update in range(30):
         assert float(other(update)) == pytest.approx(float(own(2 * update)), rel=1e-5)

@@ -12,10 +12,9 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cifar_jax.config import SWEPT
+from cifar_jax.optim import SWEPT
 from cifar_jax.steps import Batch, Detail, Metrics, Scales, TrainState
 
-_FIELDS = tuple(path.removeprefix("optim.") for path in SWEPT)
 _SCALED = "learning_rate", "weight_decay"  # the optimiser is made for one; others are scaled
 
 
@@ -82,7 +81,7 @@ def base(configs: Sequence[ConfigDict]) -> ConfigDict:
 
 def _swept(configs: Sequence[ConfigDict]) -> dict[str, jax.Array]:
     """float32 [N] of each field of config.optim, by name, in which they differ."""
-    values = {name: [own.optim[name] for own in configs] for name in _FIELDS}
+    values = {name: [own.optim[name] for own in configs] for name in SWEPT}
     return {name: jnp.float32(each) for name, each in values.items() if len(set(each)) > 1}
 
 
@@ -98,6 +97,6 @@ def _with(config: ConfigDict, values: dict[str, jax.Array]) -> ConfigDict:
     found = ConfigDict(config.to_dict(), type_safe=False)
     found.seed = values["seed"]
     for name, value in values.items():
-        if name in _FIELDS and name not in _SCALED:
+        if name in SWEPT and name not in _SCALED:
             found.optim[name] = value
     return found

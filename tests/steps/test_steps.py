@@ -11,9 +11,10 @@ import pytest
 from flax import linen as nn
 
 from cifar_jax import config as config_lib
-from cifar_jax import inputs, models, optim, steps, train
+from cifar_jax import inputs, models, optim, steps
 from cifar_jax.devices import replicas
 from cifar_jax.inputs import standardize
+from cifar_jax.loop import training
 from cifar_jax.models.batch_norm import BatchNorm
 from tests.conftest import random_images
 
@@ -198,7 +199,7 @@ def test_predict_step_names_the_most_probable(config, batch):
 
 def test_many_images_are_predicted_in_chunks(config, monkeypatch):
     """Two chunks and a rest."""
-    monkeypatch.setattr(steps, "_CHUNK", 3)
+    monkeypatch.setattr(steps.prediction, "_CHUNK", 3)
     model = steps.make_model(config, 10)
     variables = models.init(model, jax.random.key(0), (24, 24, 3))
     images = jax.random.normal(jax.random.key(1), (7, 24, 24, 3))
@@ -229,7 +230,7 @@ def test_images_that_grow(config, compiled_step, batch, monkeypatch):
     recipe.inputs.transforms = ("standardize",)  # nothing is drawn
     recipe.inputs.curriculum = ((1, 24),)  # an epoch of 90 / 16 steps
     state, step = compiled_step(recipe)
-    whole = train.prepare(recipe).step.keywords["inputs"].evaluate(batch["image"])[0]
+    whole = training.prepare(recipe).step.keywords["inputs"].evaluate(batch["image"])[0]
 
     @partial(jax.jit, static_argnums=0)
     def cross_entropy(size):

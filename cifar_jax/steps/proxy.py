@@ -16,7 +16,6 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from cifar_jax import models, optim, steps
-from cifar_jax.config import num_kept
 from cifar_jax.devices import replicas
 from cifar_jax.inputs import Curriculum, Inputs
 from cifar_jax.steps import Batch, Detail, Metrics, TrainState
@@ -32,7 +31,7 @@ def with_proxy(state: TrainState, proxy: TrainState) -> WithProxy:
     return WithProxy(**vars(state), proxy=proxy)
 
 
-def bind(step: partial, steps_per_epoch: float, num_steps: int) -> partial:
+def bind(step: partial, steps_per_epoch: float, num_steps: int, num_kept: int) -> partial:
     """`train_step` for what `step`, a `steps.train_step`, is bound for. Its proxy has the same
     config.optim, with fewer steps, and no average."""
     config = ConfigDict(step.keywords["config"].to_dict())
@@ -47,7 +46,7 @@ def bind(step: partial, steps_per_epoch: float, num_steps: int) -> partial:
         "schedule": optim.make_schedule(config.optim, *length),
     }
     proxy = partial(steps.train_step, **{**step.keywords, **own})
-    return partial(train_step, **step.keywords, proxy=proxy)
+    return partial(train_step, **step.keywords, proxy=proxy, num_kept=num_kept)
 
 
 def train_step(
@@ -56,18 +55,19 @@ def train_step(
     dataset: Batch | None = None,
     *,
     proxy: partial,
+    num_kept: int,
     detail: Detail = Detail.NONE,
     **bound: Any,
 ) -> tuple[WithProxy, Metrics, dict[str, Any]]:
     """`steps.train_step`, with what is `bound`, on the images of the global `batch` for which the
-    proxy's loss is greatest: config.proxy.keep of them, in their order.
+    proxy's loss is greatest: `num_kept` of them, in their order.
 
     `proxy` is that step bound for the proxy, which makes it every config.proxy.every steps, on the
     same images.
     """
     config = bound["config"]
     losses = _losses(state.proxy, batch, dataset or {}, proxy)
-    chosen = jnp.sort(lax.top_k(losses, int(num_kept(config)))[1])
+    chosen = jnp.sort(lax.top_k(losses, num_kept)[1])
     batch = {name: array[chosen] for name, array in batch.items()} | {"position": chosen}
 
     def learn(own: TrainState) -> TrainState:
