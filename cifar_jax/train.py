@@ -60,6 +60,8 @@ def train(
     with contextlib.closing(Saver(config, workdir / "checkpoints", after_checkpoint)) as saver:
         state = saver.restore(initial, from_step, restart)
         first = int(state.step)
+        if saver.newest is not None:
+            print(f"Resuming from step {first} in {saver.folder}")
         for change in changes:
             print(f"With another config: {change}")
         if saver.to_compare and first < run.num_steps:

@@ -70,7 +70,6 @@ class Saver:
                     f"{self.folder / str(newest)} holds step {int(state.step)}: it was renamed. "
                     "Give it its name back."
                 )
-            print(f"Resuming from step {newest} in {self.folder}")
             self.newest = newest
         return state
 

@@ -57,6 +57,8 @@ def train(
     with contextlib.closing(saver):
         state = saver.restore([each.state for each in runs], from_step, restart)
         first = int(state.step)
+        if saver.newest is not None:
+            print(f"Resuming from step {first} in {saver.folder}")
         for change in changes:
             print(f"With another config: {change}")
         checkpoint = folders[0] / "checkpoints" / str(max(first, run.num_steps))

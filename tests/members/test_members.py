@@ -103,11 +103,14 @@ def test_two_devices_give_the_same(several, trained, tmp_path):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_a_kill_between_two_checkpoints_costs_no_bit(several, trained, workdir):
+def test_a_kill_between_two_checkpoints_costs_no_bit(several, trained, workdir, capsys):
     shutil.rmtree(description.member(workdir, 1) / "checkpoints" / "6")
     for number in range(3):
         checkpoint.mark(description.member(workdir, number) / "checkpoints", finished=None)
     found = train(several, workdir)
+    said = capsys.readouterr().out
+    assert said.count("Resuming") == 1
+    assert f"Resuming from step 3 in {workdir / description.MEMBERS}\n" in said
     for one, other in zip(leaves(found.state), leaves(trained[1].state), strict=True):
         np.testing.assert_array_equal(one, other)
     lines = records.read(description.member(workdir, 0) / records.FILE)
