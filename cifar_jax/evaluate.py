@@ -76,6 +76,7 @@ class Evaluator:
         # By their number of views, and whether of an ensemble.
         self._steps: dict[tuple[int, bool], Callable] = like._steps if like else {}
         self._workdir, self._own_data = workdir, own_data
+        self.accuracies: dict[int, float] = {}  # of the last evaluation, by number of views
         self._facts: dict[str, str | int] = {}  # what is measured, known once there is a writer
         self._writer: summaries.Writer | None = None  # opened by the first evaluation
 
@@ -163,8 +164,9 @@ class Evaluator:
             f"cross_entropy{suffix}": float(found.cross_entropy.mean()),
         }
         print(display.precision_line(found.accuracy) + self._printed, flush=True)
+        self.accuracies = {1: found.accuracy}
         if (views := self._config.eval.views) > 1:
-            accuracy = self.predict(variables, views).accuracy
+            accuracy = self.accuracies[views] = self.predict(variables, views).accuracy
             scalars[f"accuracy_of_{views}_views{suffix}"] = accuracy
             print(display.precision_line(accuracy, views) + self._printed, flush=True)
         if self._num_examples == len(self.data):  # a part is not a point of the curve
@@ -249,7 +251,8 @@ class Evaluators:
 
     def evaluate(self, step: int) -> float:
         """The mean of their accuracies at `step`. Raises as `Evaluator.evaluate` does."""
-        found: dict[str, list[float]] = {}  # by what the members of all seeds have in common
+        # By the number of views, and by what the members of all seeds have in common.
+        found: dict[tuple[int, str], list[float]] = {}
         self._wait_for(step)
         for number, own in enumerate(config_lib.members(self._config)):
             folder = description.member(self._workdir, number)
@@ -260,15 +263,17 @@ class Evaluators:
                 title = ", ".join([*values, f"seed {own.seed}"])
                 shared: Any = {"like": self._each.get(0), "title": title}
                 self._each[number] = Evaluator(own, folder, **shared, **self._options)
-            accuracy = self._each[number].evaluate(step)
-            found.setdefault(", ".join(values), []).append(accuracy)
+            self._each[number].evaluate(step)
+            for views, accuracy in self._each[number].accuracies.items():
+                found.setdefault((views, ", ".join(values)), []).append(accuracy)
         self._ensemble.evaluate(step)
-        for name, each in found.items():
+        for (views, name), each in sorted(found.items(), key=lambda item: item[0][0]):
             deviation = f" ± {np.std(each, ddof=1):.4f}" if len(each) > 1 else ""
             seeds = f"{len(each)} seed{'s' * (len(each) > 1)}"
-            title = f"{name}, {seeds}" if name else seeds
+            title = (f"{name}, {seeds}" if name else seeds) + f" over {views} views" * (views > 1)
             print(f"{title}: {np.mean(each):.4f}{deviation}", flush=True)
-        return float(np.mean(np.concatenate(list(found.values()))))
+        single = [each for (views, _), each in found.items() if views == 1]
+        return float(np.mean(np.concatenate(single)))
 
     def _wait_for(self, step: int) -> None:
         """Returns when all have a checkpoint of `step`, which are written one after the other.

@@ -1,6 +1,7 @@
 """Several networks that train together: each is the run that it would be alone."""
 
 import json
+import re
 import shutil
 from functools import partial
 
@@ -155,9 +156,12 @@ def test_one_that_diverges_is_marked_and_the_others_go_on(
     ]
     assert [bool(state.diverged) for state in states] == [False, True, False]
     assert [state.finished for state in states] == [6, None, 6]
+    several.eval.views = 2
     with Evaluators(several, tmp_path / "run") as evaluators:
         evaluators.evaluate(6)
-    assert "2 seeds: " in capsys.readouterr().out
+    assert re.search(
+        r"\n2 seeds: 0.\d+ ± .*\n2 seeds over 2 views: 0.\d+ ± ", capsys.readouterr().out
+    )
     several.num_steps = 7  # a resumed run leaves it out as well
     assert int(train(several, tmp_path / "run").state.step) == 7
 
