@@ -340,7 +340,7 @@ def test_images_of_another_shape_are_refused(config, workdir, shape):
 
 def test_the_name_of_a_record_does_not_make_images_others(config, tmp_path):
     """Shards know their dataset's name since some version."""
-    digest = evaluate._digest(sources.load(config.data, "test"))
+    digest = evaluate.evaluator._digest(sources.load(config.data, "test"))
     line = f'{{"kind": "eval", "step": 3, "dataset": "cifar10-{digest}"}}\n'
     (tmp_path / "metrics.jsonl").write_text(line)
     for split in sources.SPLITS:

@@ -1,15 +1,10 @@
-"""The evaluation loop over the checkpoints of a workdir."""
+"""The accuracy of the checkpoints of a workdir."""
 
-import contextlib
-import errno
 import functools
 import hashlib
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +18,7 @@ from cifar_jax import inputs as inputs_lib
 from cifar_jax.data import batches, splits
 from cifar_jax.data.dataset import Description, Split
 from cifar_jax.devices import replicas
-from cifar_jax.errors import Diverged, UsageError, UserError
+from cifar_jax.errors import UsageError
 from cifar_jax.telemetry import display, pictures, summaries
 from cifar_jax.telemetry.predictions import (
     Predictions,
@@ -33,8 +28,6 @@ from cifar_jax.telemetry.predictions import (
     worst_mistakes,
 )
 from cifar_jax.workdir import checkpoint, description, pytrees, records
-
-_MOST_POLLS = 120  # for the checkpoints of networks that train together
 
 
 class Evaluator:
@@ -236,152 +229,9 @@ class Evaluator:
         self.close()
 
 
-class Evaluators:
-    """Does for several networks that train together what an `Evaluator` does for one: evaluates
-    each, into its own workdir, and their ensemble."""
-
-    def __init__(self, config: ConfigDict, workdir: str | os.PathLike[str], **options: Any):
-        """As `Evaluator`."""
-        self._config, self._options = config_lib.resolve(config), options
-        self._workdir = files.resolve(workdir, "--workdir")
-        count = len(config_lib.members(self._config))
-        title = f"ensemble of {count} networks"
-        self._ensemble = Evaluator(config, workdir, title=title, **options)
-        self._each: dict[int, Evaluator] = {}
-
-    def evaluate(self, step: int) -> float:
-        """The mean of their accuracies at `step`. Raises as `Evaluator.evaluate` does."""
-        # By the number of views, and by what the members of all seeds have in common.
-        found: dict[tuple[int, str], list[float]] = {}
-        self._wait_for(step)
-        for number, own in enumerate(config_lib.members(self._config)):
-            folder = description.member(self._workdir, number)
-            if checkpoint.status(folder / "checkpoints").diverged:
-                continue
-            values = self._values(own)
-            if number not in self._each:  # not before: it is described once it has begun
-                title = ", ".join([*values, f"seed {own.seed}"])
-                shared: Any = {"like": self._each.get(0), "title": title}
-                self._each[number] = Evaluator(own, folder, **shared, **self._options)
-            self._each[number].evaluate(step)
-            for views, accuracy in self._each[number].accuracies.items():
-                found.setdefault((views, ", ".join(values)), []).append(accuracy)
-        self._ensemble.evaluate(step)
-        for (views, name), each in sorted(found.items(), key=lambda item: item[0][0]):
-            deviation = f" ± {np.std(each, ddof=1):.4f}" if len(each) > 1 else ""
-            seeds = f"{len(each)} seed{'s' * (len(each) > 1)}"
-            title = (f"{name}, {seeds}" if name else seeds) + f" over {views} views" * (views > 1)
-            print(f"{title}: {np.mean(each):.4f}{deviation}", flush=True)
-        single = [each for (views, _), each in found.items() if views == 1]
-        return float(np.mean(np.concatenate(single)))
-
-    def _wait_for(self, step: int) -> None:
-        """Returns when all have a checkpoint of `step`, which are written one after the other.
-        Raises FileNotFoundError where one does not come."""
-        folders = [path / "checkpoints" for path in description.members(self._workdir)]
-        for _ in range(_MOST_POLLS):
-            living = [path for path in folders if not checkpoint.status(path).diverged]
-            missing = [path / str(step) for path in living if not (path / str(step)).is_dir()]
-            if not missing:
-                return
-            time.sleep(self._config.eval.poll_seconds)
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(missing[0]))
-
-    def _values(self, own: ConfigDict) -> list[str]:
-        """The values of config.sweep that a member has."""
-        swept = dict.fromkeys(path for each in config_lib.sweep(self._config) for path in each)
-        fields = config_lib.flat(own)
-        return [f"{path.removeprefix('optim.')} {fields[path]:g}" for path in swept]
-
-    def close(self) -> None:
-        for each in (self._ensemble, *self._each.values()):
-            each.close()
-
-    def __enter__(self) -> "Evaluators":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
 def _digest(data: Split) -> str:
     """The first 12 hex digits of the SHA-256 over images and labels."""
     found = hashlib.sha256()
     for array in (data.images, data.labels):
         found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()[:12]
-
-
-def evaluate(
-    config: ConfigDict | None,
-    workdir: str | os.PathLike[str],
-    *,
-    once: bool = False,
-    step: int | str | None = None,
-    ema: bool = True,
-    split: str = "test",
-    num_examples: int = 0,
-    overrides: Mapping[str, Any] | None = None,
-) -> dict[int, float]:
-    """Evaluates each new checkpoint of `workdir` until training has ended; `once`: the newest; with
-    `step`, a step or "best", that one alone. Returns the accuracies (top-1) by step.
-
-    Where `config` is None, it is the one that the workdir holds, with `overrides` by path, as
-    {"data.dir": "~/other"}, which are for that one alone. Raises UserError for what a user can fix,
-    as `once` without a checkpoint, and Diverged where training has.
-    """
-    workdir, overrides = files.resolve(workdir, "--workdir"), overrides or {}
-    own_data, once = True, once or step is not None
-    if config is None:
-        config = description.load_for_eval(workdir, overrides, wait=not once)
-        stored, now = (config_lib.flat(each) for each in (description.load(workdir), config))
-        chosen = filter(config_lib.chooses_images, overrides)
-        own_data = all(now[path] == stored.get(path) for path in chosen)
-    elif overrides:
-        raise UsageError(
-            "overrides change the config that the workdir holds, but a config is given: change "
-            "that, or give None in its place."
-        )
-    else:
-        config = config_lib.resolve(config)
-        description.check_same_run(config, workdir)
-    evaluator = (Evaluators if config_lib.several(config) else Evaluator)(
-        config,
-        workdir,
-        ema=ema,
-        split=split,
-        num_examples=num_examples,
-        progress=True,
-        own_data=own_data,
-    )
-    folder, report = _checkpoints(workdir, config), partial(print, flush=True)
-    found: dict[int, float] = {}
-    with evaluator:
-        if not once and not checkpoint.steps(folder):
-            report(f"Waiting for the first checkpoint in {folder}")
-        done = -1
-        while not (once and found):
-            if once:
-                number = checkpoint.choose(folder, step, report)
-            else:
-                number = checkpoint.wait_for_new(folder, done, config.eval.poll_seconds, report)
-            if number is None and once:
-                raise UserError(f"No checkpoint in {folder} yet. Without --once, it is waited for.")
-            if number is None:
-                if line := checkpoint.status(folder).diverged:
-                    raise Diverged(line)
-                break
-            with contextlib.suppress(FileNotFoundError):  # by retention; there is a later one
-                found[number] = evaluator.evaluate(number)
-                done = number
-    return found
-
-
-def _checkpoints(workdir: Path, config: ConfigDict) -> Path:
-    """The folder in which new checkpoints appear: of several networks, that of the first which has
-    not diverged."""
-    if not config_lib.several(config):
-        return workdir / "checkpoints"
-    count = len(config_lib.members(config))
-    each = [description.member(workdir, number) / "checkpoints" for number in range(count)]
-    return next((path for path in each if not checkpoint.status(path).diverged), each[0])
