@@ -109,10 +109,12 @@ struct WideRows : Rows {
 
 constexpr int kParts = 64;
 
-// visit(first, last, part) of each part of [0, count), on all cores.
+// visit(first, last, part) of each part of [0, count), on all cores. A thread that is done with a
+// part takes the next one: with fixed shares all would wait for a core that also has other work. No
+// number depends on which thread that is.
 template <class Visit>
 void in_parts(int64_t count, Visit visit) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(dynamic)
   for (int part = 0; part < kParts; ++part)
     visit(count * part / kParts, count * (part + 1) / kParts, part);
 }
