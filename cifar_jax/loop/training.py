@@ -31,7 +31,7 @@ class Training(NamedTuple):
     data: Images
     dataset: Description
     num_steps: int
-    step: partial  # steps.train_step or that of members.proxy, bound
+    step: partial  # steps.train_step or that of steps.proxy, bound
     state: steps.TrainState  # before the first step
 
     @property
