@@ -58,7 +58,7 @@ def test_the_step_is_that_of_the_hardest_images(small):
     losses = steps.losses(logits, targets, 0.2)[1]
     hardest = np.sort(np.argsort(np.asarray(losses))[-8:])
 
-    alone = {name: value for name, value in keywords.items() if name != "proxy"}
+    alone = {k: v for k, v in keywords.items() if k not in ("proxy", "num_kept")}
     chosen = {name: array[hardest] for name, array in batch.items()} | {"position": hardest}
     single = jax.jit(partial(steps.train_step, **alone))
     first = steps.TrainState(**{k: v for k, v in vars(state).items() if k != "proxy"})
