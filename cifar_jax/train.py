@@ -13,13 +13,13 @@ from cifar_jax import files, models, steps
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, UsageError
 from cifar_jax.loop.run import run_steps
-from cifar_jax.loop.saver import AfterCheckpoint, Saver
+from cifar_jax.loop.saver import AfterCheckpoint, Saver, forget_evaluations
 from cifar_jax.loop.training import Result, Training, prepare
 from cifar_jax.members import training as members
 from cifar_jax.models import overview
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry.log import Log
-from cifar_jax.workdir import checkpoint, description, records, transfer
+from cifar_jax.workdir import checkpoint, description, transfer
 
 
 def train(
@@ -72,7 +72,7 @@ def train(
             saver.tell()
             return Result(jax.tree.map(jnp.asarray, state), saver.folder / str(first))
         if from_step is not None or restart:
-            records.forget_evaluations(workdir, first)
+            forget_evaluations(workdir, first)
         progress = display.Display(run.num_steps, first, len(run.data) / config.batch_size)
         log = Log(config, workdir, saver.diverged, progress, first, run.loss_bound())
         with contextlib.closing(log):

@@ -16,10 +16,8 @@ import pytest
 
 from cifar_jax import models, steps, train
 from cifar_jax.data import download, shards, sources, splits
-from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, Interrupted, UsageError, UserError
 from cifar_jax.loop import calls, saver, training
-from cifar_jax.loop import run as run_lib
 from cifar_jax.ops import native
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry import log as log_lib
@@ -182,33 +180,6 @@ def test_scalars_of_steps_within_a_call_are_those_of_single_steps(config, tmp_pa
         for name in ("loss", "learning_rate", "gradient_norm/conv1/kernel", "update_norm"):
             if name in record:
                 assert whole[step][name] == pytest.approx(record[name], rel=1e-2), (step, name)
-
-
-def test_calls_are_as_long_as_what_is_due_allows(config):
-    mesh, saver = replicas.make_mesh(1), types.SimpleNamespace(next_due=lambda _: 70)
-
-    def steps_per_call(scalars, images, wanted=0, on_device=True):
-        config.summaries.update({"scalars": scalars, "images": images, "histograms": 0})
-        config.steps_per_call = wanted
-        return run_lib._steps_per_call(config, mesh, on_device, saver)
-
-    assert steps_per_call(10, 50) == 1  # a CPU
-    assert steps_per_call(10, 50, 100) == 50
-    assert steps_per_call(20, 50, 100) == 40
-    assert steps_per_call(20, 0, 100) == 60
-    assert steps_per_call(100, 0, 100) == 70
-    assert steps_per_call(0, 0, 100) == 70
-
-
-def test_balance_weights_the_loss_by_class(config):
-    assert training.prepare(config).step.keywords["class_weights"] is None
-    config.data.balance = True
-    run = training.prepare(config)
-    labels = run.data.load()[1]
-    weights = np.array(run.step.keywords["class_weights"])
-    np.testing.assert_allclose(weights[labels].mean(), 1)
-    shares = np.bincount(labels, weights[labels], minlength=10)
-    np.testing.assert_allclose(shares[shares > 0], shares.max())
 
 
 def test_a_loss_that_diverges_within_a_call_has_its_step(config, tmp_path):

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cifar_jax import steps
 from cifar_jax.devices import replicas
 from cifar_jax.errors import Diverged, UsageError, UserError, reason
-from cifar_jax.workdir import checkpoint, pytrees
+from cifar_jax.workdir import checkpoint, pytrees, records
 
 SAVE = 1  # a process's request to save; a greater one is a signal's number: save, then stop
 
@@ -238,3 +238,15 @@ def _up_to(step: int, status: checkpoint.Status) -> checkpoint.Status:
 def all_finite(tree: Any) -> jax.Array:
     """Whether no value of `tree` is NaN or infinite; a bool scalar."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def forget_evaluations(workdir: Path, step: int) -> None:
+    """Removes the records of evaluations of later checkpoints, which the run no longer has."""
+    if jax.process_index():
+        return
+    try:
+        records.drop(
+            workdir / records.FILE, lambda r: r["kind"].startswith("eval") and r["step"] > step
+        )
+    except OSError as error:
+        raise UserError(f"Cannot write to {workdir}: {reason(error)}.") from error

@@ -15,7 +15,7 @@ from cifar_jax.devices import replicas
 from cifar_jax.errors import UserError
 from cifar_jax.loop import training
 from cifar_jax.loop.run import run_steps
-from cifar_jax.loop.saver import AfterCheckpoint, Saver
+from cifar_jax.loop.saver import AfterCheckpoint, Saver, forget_evaluations
 from cifar_jax.loop.training import Result, Training
 from cifar_jax.members.log import Logs
 from cifar_jax.members.saver import Savers
@@ -23,7 +23,7 @@ from cifar_jax.models import overview
 from cifar_jax.steps.members import base, train_step
 from cifar_jax.telemetry import display
 from cifar_jax.telemetry.log import Log
-from cifar_jax.workdir import description, records
+from cifar_jax.workdir import description
 
 
 def train(
@@ -69,7 +69,7 @@ def train(
             return Result(jax.tree.map(jnp.asarray, state), checkpoint)
         if from_step is not None or restart:
             for folder in folders:
-                records.forget_evaluations(folder, first)
+                forget_evaluations(folder, first)
         progress = display.Display(run.num_steps, first, len(run.data) / config.batch_size)
         logs = []
         rows = overview.layers(run.step.keywords["model"], run.step.keywords["inputs"].image_shape)

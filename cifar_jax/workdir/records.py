@@ -17,10 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import jax
-
 from cifar_jax import files
-from cifar_jax.errors import UserError, reason
 
 FILE = "metrics.jsonl"
 Record = dict[str, Any]
@@ -121,13 +118,3 @@ def _same_file(file: BinaryIO, path: Path) -> bool:
         return os.fstat(file.fileno()).st_ino == path.lstat().st_ino
     except FileNotFoundError:
         return False
-
-
-def forget_evaluations(workdir: Path, step: int) -> None:
-    """Removes the records of evaluations of later checkpoints, which the run no longer has."""
-    if jax.process_index():
-        return
-    try:
-        drop(workdir / FILE, lambda r: r["kind"].startswith("eval") and r["step"] > step)
-    except OSError as error:
-        raise UserError(f"Cannot write to {workdir}: {reason(error)}.") from error
